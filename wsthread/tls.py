@@ -1,0 +1,74 @@
+"""TLS as a filter of bytes: no socket, no waiting (ssl.SSLObject over ssl.MemoryBIO)."""
+
+from __future__ import annotations
+
+import ssl
+from typing import List, Optional
+
+#: One TLS record carries at most 16 KiB; a larger read drains several of them at once.
+_READ = 65536
+
+
+class TLSFilter:
+    """One TLS layer over a stream of bytes.
+
+    Its owner serialises every call (the transport's write lock): OpenSSL does not allow two
+    threads in one connection's state. No call waits.
+    """
+
+    __slots__ = ("_incoming", "_outgoing", "object")
+
+    def __init__(self, context: ssl.SSLContext, server_hostname: Optional[str]) -> None:
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self.object = context.wrap_bio(
+            self._incoming, self._outgoing, server_hostname=server_hostname
+        )
+
+    def handshake(self) -> bool:
+        """Go as far as the bytes at hand allow; return whether the handshake is complete."""
+        try:
+            self.object.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def decrypt(self, data: bytes) -> bytes:
+        """Take what the network brought (b"" means end of stream); return the plain bytes."""
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+        chunks: List[bytes] = []
+        try:
+            while True:
+                chunk = self.object.read(_READ)
+                if not chunk:
+                    break
+                chunks.append(chunk)
+        except ssl.SSLWantReadError:
+            pass
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            # The peer's end, with or without a close_notify: the WebSocket close frame, not
+            # TLS, tells whether it was a proper one.
+            pass
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the peer has sent its close_notify."""
+        try:
+            return self.object.read(0) == b"" and self._incoming.eof
+        except ssl.SSLError:
+            return self._incoming.eof
+
+    def encrypt(self, data: bytes) -> bytes:
+        """Return the records that carry `data`, and whatever else TLS owes the network."""
+        view = memoryview(data)
+        while view:
+            view = view[self.object.write(view) :]
+        return self.pending()
+
+    def pending(self) -> bytes:
+        """Return the bytes TLS itself owes the network (handshake, alerts, key updates)."""
+        return self._outgoing.read() if self._outgoing.pending else b""
