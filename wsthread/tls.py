@@ -16,13 +16,14 @@ class TLSFilter:
     threads in one connection's state. No call waits.
     """
 
-    __slots__ = ("_incoming", "_outgoing", "object")
+    __slots__ = ("_outgoing", "ended", "incoming", "object")
 
     def __init__(self, context: ssl.SSLContext, server_hostname: Optional[str]) -> None:
-        self._incoming = ssl.MemoryBIO()
+        self.incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
+        self.ended = False  # the peer will send no more plain bytes
         self.object = context.wrap_bio(
-            self._incoming, self._outgoing, server_hostname=server_hostname
+            self.incoming, self._outgoing, server_hostname=server_hostname
         )
 
     def handshake(self) -> bool:
@@ -36,14 +37,15 @@ class TLSFilter:
     def decrypt(self, data: bytes) -> bytes:
         """Take what the network brought (b"" means end of stream); return the plain bytes."""
         if data:
-            self._incoming.write(data)
+            self.incoming.write(data)
         else:
-            self._incoming.write_eof()
+            self.incoming.write_eof()
         chunks: List[bytes] = []
         try:
             while True:
                 chunk = self.object.read(_READ)
                 if not chunk:
+                    self.ended = True
                     break
                 chunks.append(chunk)
         except ssl.SSLWantReadError:
@@ -51,16 +53,8 @@ class TLSFilter:
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             # The peer's end, with or without a close_notify: the WebSocket close frame, not
             # TLS, tells whether it was a proper one.
-            pass
+            self.ended = True
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-    @property
-    def ended(self) -> bool:
-        """Whether the peer has sent its close_notify."""
-        try:
-            return self.object.read(0) == b"" and self._incoming.eof
-        except ssl.SSLError:
-            return self._incoming.eof
 
     def encrypt(self, data: bytes) -> bytes:
         """Return the records that carry `data`, and whatever else TLS owes the network."""

@@ -1,0 +1,1 @@
+"""Threaded, callback-based WebSocket client."""

@@ -1,0 +1,350 @@
+"""The non-blocking socket, its TLS layers and its out-buffer; waiting and being woken."""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections import deque
+from typing import Callable, Deque, Dict, List, Optional, TypeVar
+
+from .errors import ConnectTimeout
+from .tls import TLSFilter
+
+T = TypeVar("T")
+
+READ = 1
+WRITE = 4
+HANGUP = 16
+
+_RECEIVE = 65536
+
+
+class Waker:
+    """Wakes a thread that waits in poll, from any thread, signal handler or finaliser.
+
+    Its descriptors are closed when the last one who could still write to them has let go, so
+    that a late wake-up never reaches a descriptor that somebody else has been given since.
+    """
+
+    __slots__ = ("__weakref__", "_reader", "_signalled", "_writer")
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        # Written by any thread; true from a wake-up until the waiting thread has seen it.
+        self._signalled = False
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def wake(self) -> None:
+        """Wake the waiting thread, or keep it from falling asleep. Takes no lock."""
+        if not self._signalled:
+            self._signalled = True
+            try:
+                self._writer.send(b"\0")
+            except OSError:
+                pass  # full: it is awake already; closed in a forked child: nobody sleeps
+
+    def drain(self) -> None:
+        """Take back the wake-ups; the waiting thread looks at its flags *after* this."""
+        try:
+            self._reader.recv(4096)
+        except OSError:
+            pass  # nothing was written
+        self._signalled = False
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close both descriptors. Only for a forked child; otherwise the last reference does."""
+        self._reader.close()
+        self._writer.close()
+
+
+class Cancelled(Exception):
+    """The opening was given up from another thread. Never leaves the library."""
+
+
+def poll(interest: Dict[int, int], timeout: Optional[float]) -> Dict[int, int]:
+    """Wait for descriptors: `interest` and the answer map them to READ, WRITE, HANGUP.
+
+    `timeout` is in seconds, None for ever. HANGUP is also reported where it was not asked for.
+    """
+    if hasattr(select, "poll"):
+        poller = select.poll()
+        for descriptor, wanted in interest.items():
+            mask = 0
+            if wanted & READ:
+                mask |= select.POLLIN
+            if wanted & WRITE:
+                mask |= select.POLLOUT
+            if wanted & HANGUP:
+                mask |= getattr(select, "POLLRDHUP", 0)
+            poller.register(descriptor, mask)
+        # Rounded up: a wait that ends a fraction before its deadline would spin through it.
+        found = poller.poll(None if timeout is None else max(0.0, timeout) * 1000 + 0.999)
+        ready = {}
+        for descriptor, events in found:
+            mask = 0
+            if events & (select.POLLIN | select.POLLPRI):
+                mask |= READ
+            if events & select.POLLOUT:
+                mask |= WRITE
+            if events & ~(select.POLLIN | select.POLLPRI | select.POLLOUT):
+                mask |= HANGUP
+            ready[descriptor] = mask
+        return ready
+    # Windows has no poll. A failed connect shows up in the third set there.
+    readers = [fd for fd, wanted in interest.items() if wanted & READ]
+    writers = [fd for fd, wanted in interest.items() if wanted & WRITE]
+    got_r, got_w, got_x = select.select(readers, writers, writers, timeout)
+    ready = dict.fromkeys(got_r, READ)
+    for descriptor in got_w + got_x:
+        ready[descriptor] = ready.get(descriptor, 0) | WRITE
+    return ready
+
+
+class _Job:
+    """The result of a call that may be abandoned; it holds nothing of who waits for it."""
+
+    __slots__ = ("_lock", "done", "error", "result", "waker")
+
+    def __init__(self, waker: Waker) -> None:
+        self.waker: Optional[Waker] = waker  # the lock's
+        self.done = False  # written by the helper thread, last
+        self.result: object = None
+        self.error: Optional[BaseException] = None
+        self._lock = threading.Lock()
+
+    def run(self, function: Callable[[], object]) -> None:
+        try:
+            self.result = function()
+        except BaseException as error:  # whatever it is, the waiting thread raises it
+            self.error = error
+        self.done = True
+        with self._lock:
+            if self.waker is not None:
+                self.waker.wake()
+
+    def abandon(self) -> None:
+        with self._lock:
+            self.waker = None
+
+
+class Waiter:
+    """Waits on the reader's thread: for descriptors, a wake-up or the deadline.
+
+    Used while opening; belongs to the reader's thread.
+    """
+
+    __slots__ = ("_cancelled", "_waker", "deadline")
+
+    def __init__(
+        self, waker: Waker, cancelled: Callable[[], bool], deadline: Optional[float]
+    ) -> None:
+        self._waker = waker
+        self._cancelled = cancelled
+        #: `time.monotonic` of the end of the opening; None: no end.
+        self.deadline = deadline
+
+    def check(self) -> None:
+        """Raise Cancelled or ConnectTimeout where going on is of no use."""
+        if self._cancelled():
+            raise Cancelled
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise ConnectTimeout("the connection was not open in time")
+
+    def wait(self, interest: Dict[int, int], timeout: Optional[float] = None) -> Dict[int, int]:
+        """Return what is ready of `interest`; empty after `timeout` seconds or a wake-up.
+
+        Raises Cancelled, and ConnectTimeout at the deadline of the whole opening.
+        """
+        self.check()
+        if self.deadline is not None:
+            left = max(0.0, self.deadline - time.monotonic())
+            timeout = left if timeout is None else min(timeout, left)
+        ready = poll({**interest, self._waker.fileno(): READ}, timeout)
+        if ready.pop(self._waker.fileno(), 0):
+            self._waker.drain()
+        self.check()
+        return ready
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run a function that may block for long; it is abandoned on Cancelled and time-out.
+
+        It runs in a daemon thread of its own that holds nothing of the connection.
+        """
+        job = _Job(self._waker)
+        threading.Thread(
+            target=job.run, args=(function,), name="wsthread-helper", daemon=True
+        ).start()
+        try:
+            while not job.done:
+                self.wait({})
+        finally:
+            job.abandon()
+        if job.error is not None:
+            error, job.error = job.error, None
+            try:
+                raise error
+            finally:
+                del error
+        return job.result  # type: ignore[return-value]
+
+
+class Transport:
+    """One connected socket: plain bytes in and out, through its TLS layers.
+
+    `lock` is the write lock: whoever holds it may call `write`, `flush`, `close`, and every
+    call into TLS happens under it. It is never held across a wait. `receive` is the reader's.
+    """
+
+    __slots__ = ("__weakref__", "_filters", "_out", "closed", "lock", "queued", "sock", "written")
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.lock = threading.Lock()
+        self.closed = False  # the lock's
+        self._filters: List[TLSFilter] = []  # innermost last; fixed once open
+        self._out: Deque[memoryview] = deque()  # the lock's: what the kernel has not yet taken
+        self.queued = 0  # the lock's: bytes ever put into the out-buffer
+        self.written = 0  # the lock's: bytes ever taken by the kernel
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    @property
+    def tls(self) -> Optional[ssl.SSLObject]:
+        """The TLS connection with the server itself, or None."""
+        return self._filters[-1].object if self._filters else None
+
+    @property
+    def stalled(self) -> bool:
+        """Whether bytes wait for the kernel to have room."""
+        return bool(self._out)
+
+    def add_tls(self, context: ssl.SSLContext, server_hostname: Optional[str]) -> None:
+        """Put a TLS layer over what there is; `handshake` then brings it up."""
+        self._filters.append(TLSFilter(context, server_hostname))
+
+    def handshake(self) -> bool:
+        """Go on with the newest layer's handshake; return whether it is complete.
+
+        When it is not: flush, wait to read, `receive` nothing but call `handshake_input`.
+        """
+        with self.lock:
+            done = self._filters[-1].handshake()
+            self._owed()
+            self.flush()
+        return done
+
+    def handshake_input(self) -> bool:
+        """Bring the newest layer what the network has; False at the end of the stream."""
+        data = self._recv(_RECEIVE)
+        if data is None:
+            return True
+        with self.lock:
+            for layer in self._filters[:-1]:
+                data = layer.decrypt(data)
+            if not data:
+                return not self._ended()
+            self._filters[-1].incoming.write(data)
+        return True
+
+    def _ended(self) -> bool:
+        return any(layer.ended for layer in self._filters) or not self._filters
+
+    def _recv(self, size: int) -> Optional[bytes]:
+        try:
+            return self.sock.recv(size)
+        except (BlockingIOError, InterruptedError):
+            return None
+
+    def receive(self, size: int = _RECEIVE) -> Optional[bytes]:
+        """Return plain bytes; None where there are none now, b"" at the end of the stream.
+
+        Raises OSError (ssl.SSLError is one) when the connection broke.
+        """
+        data = self._recv(size)
+        if not self._filters or data is None:
+            return data
+        with self.lock:
+            for layer in self._filters:
+                data = layer.decrypt(data)
+                if not data and not layer.ended:
+                    break
+            self._owed()
+            ended = self._ended()
+        return data if data or ended else None
+
+    def _owed(self) -> None:
+        """Queue what the TLS layers themselves have to say. Needs the lock."""
+        data = b""
+        for layer in reversed(self._filters):
+            data = layer.encrypt(data) if data else layer.pending()
+        if data:
+            self._push(data)
+
+    def _push(self, data: bytes) -> None:
+        self._out.append(memoryview(data))
+        self.queued += len(data)
+
+    def write(self, data: bytes) -> None:
+        """Put bytes into the out-buffer, encrypted. Needs the lock; `flush` sends them."""
+        for layer in reversed(self._filters):
+            data = layer.encrypt(data)
+        if data:
+            self._push(data)
+
+    def flush(self) -> bool:
+        """Give the kernel what it takes; True when nothing is left. Needs the lock.
+
+        Raises OSError when the connection broke.
+        """
+        out = self._out
+        while out:
+            try:
+                if len(out) == 1:
+                    sent = self.sock.send(out[0])
+                else:
+                    sent = self._send_several()
+            except (BlockingIOError, InterruptedError):
+                return False
+            self.written += sent
+            while out and sent >= len(out[0]):
+                sent -= len(out.popleft())
+            if sent:
+                out[0] = out[0][sent:]
+        return True
+
+    def _send_several(self) -> int:
+        if hasattr(self.sock, "sendmsg"):
+            return self.sock.sendmsg([self._out[i] for i in range(min(len(self._out), 64))])
+        return self.sock.send(self._out[0])
+
+    def discard(self) -> None:
+        """Forget what the kernel has not taken. Needs the lock."""
+        self._out.clear()
+
+    def close(self, reset: bool = False) -> None:
+        """Close the descriptor; `reset` sends RST, so that nothing lingers. Takes the lock."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            if reset:
+                try:
+                    linger = b"\1\0\0\0" if sys.platform == "win32" else b"\1\0\0\0\0\0\0\0"
+                    self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                except OSError:
+                    pass  # the peer has reset it already
+            self._out.clear()
+            self.sock.close()
