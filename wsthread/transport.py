@@ -249,13 +249,13 @@ class Transport:
     def handshake_input(self) -> bool:
         """Bring the newest layer what the network has; False at the end of the stream."""
         data = self._recv(_RECEIVE)
-        if data is None:
-            return True
+        if not data:
+            return data is None
         with self.lock:
             for layer in self._filters[:-1]:
                 data = layer.decrypt(data)
-            if not data:
-                return not self._ended()
+                if not data:
+                    return not layer.ended
             self._filters[-1].incoming.write(data)
         return True
 
