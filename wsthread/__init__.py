@@ -1,1 +1,60 @@
-"""Threaded, callback-based WebSocket client."""
+"""Threaded, callback-based WebSocket client for programs that are not async."""
+
+from ._version import __version__
+from .client import WebSocketClient
+from .delegate import CallbackDelegate, WebSocketDelegate
+from .dispatch import (
+    Dispatcher,
+    ExecutorDispatcher,
+    InlineDispatcher,
+    PostDispatcher,
+    PumpDispatcher,
+    ThreadDispatcher,
+)
+from .errors import (
+    CloseCode,
+    ConnectError,
+    ConnectionClosed,
+    ConnectTimeout,
+    HandshakeError,
+    MessageTooBig,
+    NotConnected,
+    ProtocolError,
+    ProxyError,
+    QueueFull,
+    SendTimeout,
+    WebSocketError,
+)
+from .limits import QueueLimit
+from .reconnect import Reconnect
+from .state import ConnectionState
+from .stats import ClientStats
+
+__all__ = [
+    "CallbackDelegate",
+    "ClientStats",
+    "CloseCode",
+    "ConnectError",
+    "ConnectTimeout",
+    "ConnectionClosed",
+    "ConnectionState",
+    "Dispatcher",
+    "ExecutorDispatcher",
+    "HandshakeError",
+    "InlineDispatcher",
+    "MessageTooBig",
+    "NotConnected",
+    "PostDispatcher",
+    "ProtocolError",
+    "ProxyError",
+    "PumpDispatcher",
+    "QueueFull",
+    "QueueLimit",
+    "Reconnect",
+    "SendTimeout",
+    "ThreadDispatcher",
+    "WebSocketClient",
+    "WebSocketDelegate",
+    "WebSocketError",
+    "__version__",
+]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
-from typing import Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple, TypeVar
 
 Headers = Sequence[Tuple[str, str]]
+E = TypeVar("E", bound=BaseException)
 
 
 class CloseCode(enum.IntEnum):
@@ -138,3 +139,9 @@ def detach(error: Optional[BaseException]) -> None:
         seen.add(id(current))
         current.__traceback__ = None
         pending += [current.__cause__, current.__context__]
+
+
+def detached(error: E) -> E:
+    """Return the error after `detach`."""
+    detach(error)
+    return error

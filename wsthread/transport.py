@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import ssl
@@ -72,24 +73,50 @@ class Cancelled(Exception):
     """The opening was given up from another thread. Never leaves the library."""
 
 
-def poll(interest: Dict[int, int], timeout: Optional[float]) -> Dict[int, int]:
-    """Wait for descriptors: `interest` and the answer map them to READ, WRITE, HANGUP.
+class Poller:
+    """Waits for descriptors; kept between waits, so that an unchanged wait costs little.
 
-    `timeout` is in seconds, None for ever. HANGUP is also reported where it was not asked for.
+    Not epoll, whose descriptor a forked child would share. Belongs to one thread.
     """
-    if hasattr(select, "poll"):
-        poller = select.poll()
-        for descriptor, wanted in interest.items():
-            mask = 0
-            if wanted & READ:
-                mask |= select.POLLIN
-            if wanted & WRITE:
-                mask |= select.POLLOUT
-            if wanted & HANGUP:
-                mask |= getattr(select, "POLLRDHUP", 0)
-            poller.register(descriptor, mask)
+
+    __slots__ = ("_poll", "_watched")
+
+    def __init__(self) -> None:
+        self._poll = select.poll() if hasattr(select, "poll") else None
+        self._watched: Dict[int, int] = {}
+
+    def watch(self, descriptor: int, wanted: int) -> None:
+        """Wait for READ, WRITE, HANGUP (in `wanted`) of a descriptor; 0 forgets it.
+
+        Where anything but 0 is wanted, a hang-up is reported in any case.
+        """
+        before = self._watched.get(descriptor, 0)
+        if wanted == before:
+            return
+        if wanted:
+            self._watched[descriptor] = wanted
+        else:
+            del self._watched[descriptor]
+        if self._poll is None:
+            return
+        if not wanted:
+            self._poll.unregister(descriptor)
+            return
+        mask = 0
+        if wanted & READ:
+            mask |= select.POLLIN
+        if wanted & WRITE:
+            mask |= select.POLLOUT
+        if wanted & HANGUP:
+            mask |= getattr(select, "POLLRDHUP", 0)  # Linux only
+        self._poll.register(descriptor, mask)
+
+    def wait(self, timeout: Optional[float]) -> Dict[int, int]:
+        """Return what is ready; `timeout` is in seconds, None for ever."""
+        if self._poll is None:
+            return self._select(timeout)
         # Rounded up: a wait that ends a fraction before its deadline would spin through it.
-        found = poller.poll(None if timeout is None else max(0.0, timeout) * 1000 + 0.999)
+        found = self._poll.poll(None if timeout is None else max(0.0, timeout) * 1000 + 0.999)
         ready = {}
         for descriptor, events in found:
             mask = 0
@@ -101,14 +128,24 @@ def poll(interest: Dict[int, int], timeout: Optional[float]) -> Dict[int, int]:
                 mask |= HANGUP
             ready[descriptor] = mask
         return ready
-    # Windows has no poll. A failed connect shows up in the third set there.
-    readers = [fd for fd, wanted in interest.items() if wanted & READ]
-    writers = [fd for fd, wanted in interest.items() if wanted & WRITE]
-    got_r, got_w, got_x = select.select(readers, writers, writers, timeout)
-    ready = dict.fromkeys(got_r, READ)
-    for descriptor in got_w + got_x:
-        ready[descriptor] = ready.get(descriptor, 0) | WRITE
-    return ready
+
+    def _select(self, timeout: Optional[float]) -> Dict[int, int]:
+        # Windows has no poll. A failed connect shows up in the third set there.
+        readers = [fd for fd, wanted in self._watched.items() if wanted & READ]
+        writers = [fd for fd, wanted in self._watched.items() if wanted & WRITE]
+        got_r, got_w, got_x = select.select(readers, writers, writers, timeout)
+        ready = dict.fromkeys(got_r, READ)
+        for descriptor in got_w + got_x:
+            ready[descriptor] = ready.get(descriptor, 0) | WRITE
+        return ready
+
+
+def poll(interest: Dict[int, int], timeout: Optional[float]) -> Dict[int, int]:
+    """Wait once: `interest` and the answer map descriptors to READ, WRITE, HANGUP."""
+    poller = Poller()
+    for descriptor, wanted in interest.items():
+        poller.watch(descriptor, wanted)
+    return poller.wait(timeout)
 
 
 class _Job:
@@ -330,9 +367,10 @@ class Transport:
             return self.sock.sendmsg([self._out[i] for i in range(min(len(self._out), 64))])
         return self.sock.send(self._out[0])
 
-    def discard(self) -> None:
-        """Forget what the kernel has not taken. Needs the lock."""
-        self._out.clear()
+    def pending_error(self) -> Optional[OSError]:
+        """Return what broke the connection, where the kernel knows it already."""
+        number = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        return OSError(number, os.strerror(number)) if number else None
 
     def close(self, reset: bool = False) -> None:
         """Close the descriptor; `reset` sends RST, so that nothing lingers. Takes the lock."""

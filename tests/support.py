@@ -1,0 +1,330 @@
+"""What the tests share: real servers in their own process, raw peers, a recording delegate."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import multiprocessing
+import socket
+import ssl
+import struct
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Optional, Tuple
+
+import trustme
+
+import wsthread
+
+#: Bounds every wait of a test for something that has to happen.
+SOON = 10.0
+
+
+class Certificates:
+    """A certificate authority and a server certificate of its making, for 127.0.0.1."""
+
+    def __init__(self) -> None:
+        self._ca = trustme.CA()
+        self._cert = self._ca.issue_cert("127.0.0.1", "localhost", "::1")
+
+    def client_context(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        self._ca.configure_trust(context)
+        return context
+
+    def server_context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._cert.configure_cert(context)
+        return context
+
+    def write(self, directory: Path) -> str:
+        path = directory / "server.pem"
+        self._cert.private_key_and_cert_chain_pem.write_to_path(str(path))
+        return str(path)
+
+
+def _serve(pipe: Any, pem: Optional[str]) -> None:
+    from websockets.sync.server import serve
+
+    def handler(connection: Any) -> None:
+        with contextlib.suppress(Exception):
+            for message in connection:
+                if isinstance(message, str) and message.startswith("push "):
+                    for number in range(int(message[5:])):
+                        connection.send(str(number))
+                elif isinstance(message, str) and message.startswith("close "):
+                    _, code, reason = message.split(" ", 2)
+                    connection.close(int(code), reason)
+                else:
+                    connection.send(message)
+
+    context = None
+    if pem is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pem)
+    server = serve(
+        handler, "127.0.0.1", 0, ssl=context, compression=None, max_size=None, ping_interval=None
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    pipe.send(server.socket.getsockname()[1])
+    with contextlib.suppress(EOFError):
+        pipe.recv()
+
+
+@contextlib.contextmanager
+def echo_server(pem: Optional[str] = None) -> Iterator[str]:
+    """A real server in a process of its own; gives its URL.
+
+    It echoes; ``push N`` makes it send the numbers below N, ``close CODE REASON`` close.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, pem), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(SOON * 3):
+            raise TimeoutError("the server did not start")
+        yield f"{'ws' if pem is None else 'wss'}://127.0.0.1:{ours.recv()}/"
+    finally:
+        ours.close()
+        process.join(SOON)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        process.close()
+
+
+def frame(opcode: int, payload: bytes = b"", fin: bool = True, rsv: int = 0) -> bytes:
+    """A server's frame, unmasked."""
+    first = (0x80 if fin else 0) | rsv | opcode
+    if len(payload) < 126:
+        return bytes([first, len(payload)]) + payload
+    if len(payload) < 65536:
+        return bytes([first, 126]) + struct.pack("!H", len(payload)) + payload
+    return bytes([first, 127]) + struct.pack("!Q", len(payload)) + payload
+
+
+def close_frame(code: int = 1000, reason: str = "") -> bytes:
+    return frame(8, struct.pack("!H", code) + reason.encode())
+
+
+class RawConnection:
+    """The server's end of one connection, byte by byte. Every read is bounded."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.sock.settimeout(SOON)
+        self._buffer = b""
+
+    def read_head(self) -> bytes:
+        while b"\r\n\r\n" not in self._buffer:
+            self._more()
+        head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        return head
+
+    def accept_head(self, head: bytes) -> bytes:
+        key = next(
+            line.split(b":", 1)[1].strip()
+            for line in head.split(b"\r\n")
+            if line.lower().startswith(b"sec-websocket-key:")
+        )
+        digest = hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+        return (
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
+            b"Connection: Upgrade\r\nSec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n"
+        )
+
+    def upgrade(self, behind: bytes = b"", headers: bytes = b"") -> bytes:
+        """Do the server's part of the opening; `behind` comes in the packet of the answer."""
+        head = self.read_head()
+        self.sock.sendall(self.accept_head(head) + headers + b"\r\n" + behind)
+        return head
+
+    def _more(self) -> None:
+        data = self.sock.recv(65536)
+        if not data:
+            raise EOFError
+        self._buffer += data
+
+    def _exactly(self, count: int) -> bytes:
+        while len(self._buffer) < count:
+            self._more()
+        data, self._buffer = self._buffer[:count], self._buffer[count:]
+        return data
+
+    def read_frame(self) -> Tuple[int, bytes]:
+        """The next frame of the client as opcode and unmasked payload."""
+        first, second = self._exactly(2)
+        assert second & 0x80, "a client's frame is masked"
+        length = second & 0x7F
+        if length == 126:
+            (length,) = struct.unpack("!H", self._exactly(2))
+        elif length == 127:
+            (length,) = struct.unpack("!Q", self._exactly(8))
+        key = self._exactly(4)
+        payload = self._exactly(length)
+        repeated = (key * (length // 4 + 1))[:length]
+        plain = int.from_bytes(payload, "big") ^ int.from_bytes(repeated, "big")
+        return first & 0x0F, plain.to_bytes(length, "big")
+
+    def read_to_end(self) -> bytes:
+        """What comes until the client's end; a reset counts as one."""
+        with contextlib.suppress(EOFError, ConnectionError):
+            while True:
+                self._more()
+        data, self._buffer = self._buffer, b""
+        return data
+
+    def answer_close(self) -> Tuple[int, bytes]:
+        """Read up to the close frame, answer it; return its code and reason."""
+        while True:
+            opcode, payload = self.read_frame()
+            if opcode == 8:
+                self.sock.sendall(frame(8, payload))
+                code = struct.unpack("!H", payload[:2])[0] if payload else 1005
+                return code, payload[2:]
+
+    def reset(self) -> None:
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+
+class RawServer:
+    """Runs `script(connection)` for every connection, one at a time, on a thread."""
+
+    def __init__(
+        self,
+        script: Callable[[RawConnection], None],
+        context: Optional[ssl.SSLContext] = None,
+        receive_buffer: Optional[int] = None,
+    ) -> None:
+        self._script = script
+        self._context = context
+        self._listener = socket.socket()
+        if receive_buffer is not None:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen(16)
+        self.port = self._listener.getsockname()[1]
+        self.url = f"{'ws' if context is None else 'wss'}://127.0.0.1:{self.port}/"
+        #: What a script raised; `close` raises it again.
+        self.failure: Optional[BaseException] = None
+        self.connections = 0
+        self._thread = threading.Thread(target=self._run, name="raw-server", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            try:
+                sock.settimeout(SOON)
+                if self._context is not None:
+                    sock = self._context.wrap_socket(sock, server_side=True)
+                connection = RawConnection(sock)
+                try:
+                    self._script(connection)
+                finally:
+                    connection.sock.close()
+            except (ConnectionError, EOFError, ssl.SSLError):
+                sock.close()  # the client ended first: whether it may is the test's to say
+            except BaseException as error:
+                self.failure = error
+                sock.close()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(SOON * 2)
+        assert not self._thread.is_alive(), "the raw server's script hangs"
+        if self.failure is not None:
+            raise self.failure
+
+    def __enter__(self) -> RawServer:
+        return self
+
+    def __exit__(self, kind: Any, *rest: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            with contextlib.suppress(BaseException):
+                self.close()
+
+
+class Recorder(wsthread.WebSocketDelegate):
+    """Records every callback as (name, arguments...), and the thread it ran on."""
+
+    def __init__(self) -> None:
+        self.events: List[Tuple[Any, ...]] = []
+        self.threads: List[threading.Thread] = []
+        self.changed = threading.Condition()
+
+    def _note(self, *event: Any) -> None:
+        with self.changed:
+            self.events.append(event)
+            self.threads.append(threading.current_thread())
+            self.changed.notify_all()
+
+    def on_state_change(self, client: Any, state: Any) -> None:
+        self._note("state", state.name)
+
+    def on_open(self, client: Any) -> None:
+        self._note("open")
+
+    def on_message(self, client: Any, message: Any) -> None:
+        self._note("message", message)
+
+    def on_error(self, client: Any, error: Any) -> None:
+        self._note("error", error)
+
+    def on_close(self, client: Any, code: int, reason: str) -> None:
+        self._note("close", code, reason)
+
+    def on_sent(self, client: Any, message: Any) -> None:
+        self._note("sent", message)
+
+    def on_unsent(self, client: Any, message: Any, error: Any) -> None:
+        self._note("unsent", message, error)
+
+    def on_ping(self, client: Any, payload: bytes) -> None:
+        self._note("ping", payload)
+
+    def on_pong(self, client: Any, payload: bytes, latency: Optional[float]) -> None:
+        self._note("pong", payload, latency)
+
+    def on_reconnect(self, client: Any, attempt: int, delay: float, error: Any) -> None:
+        self._note("reconnect", attempt, delay, error)
+
+    def of(self, *names: str) -> List[Tuple[Any, ...]]:
+        with self.changed:
+            return [event for event in self.events if event[0] in names]
+
+    def names(self) -> List[str]:
+        with self.changed:
+            return [event[0] for event in self.events]
+
+    def states(self) -> List[str]:
+        return [event[1] for event in self.of("state")]
+
+    def messages(self) -> List[Any]:
+        return [event[1] for event in self.of("message")]
+
+    def wait_for(self, name: str, count: int = 1, timeout: float = SOON) -> Tuple[Any, ...]:
+        """Wait until `count` events of a name are there; return the last of these."""
+        deadline = time.monotonic() + timeout
+        with self.changed:
+            while True:
+                found = [event for event in self.events if event[0] == name]
+                if len(found) >= count:
+                    return found[count - 1]
+                left = deadline - time.monotonic()
+                if left <= 0 or not self.changed.wait(left):
+                    if time.monotonic() >= deadline:
+                        raise TimeoutError(f"{count} x {name} not in {self.events}")

@@ -1,0 +1,217 @@
+"""Promise 1: when disconnect() returns, nothing of the connection is left."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import sys
+import threading
+import tracemalloc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Tuple
+
+import pytest
+
+import wsthread
+from tests.support import (
+    SOON,
+    Certificates,
+    RawConnection,
+    RawServer,
+    close_frame,
+    echo_server,
+    frame,
+)
+
+QUICK, THOROUGH = 100, 1000
+
+
+@pytest.fixture(scope="module")
+def certificates() -> Certificates:
+    return Certificates()
+
+
+@pytest.fixture(scope="module", params=["plain", "tls"])
+def echo_url(request: Any, certificates: Certificates, tmp_path_factory: Any) -> Iterator[str]:
+    pem = None
+    if request.param == "tls":
+        pem = certificates.write(tmp_path_factory.mktemp("tls"))
+    with echo_server(pem) as url:
+        yield url
+
+
+class Echo(wsthread.WebSocketDelegate):
+    """Waits for one message; overrides everything, so that every event is made."""
+
+    def __init__(self) -> None:
+        self.got = threading.Event()
+
+    def on_state_change(self, client: Any, state: Any) -> None: ...
+    def on_open(self, client: Any) -> None: ...
+    def on_error(self, client: Any, error: Any) -> None: ...
+    def on_close(self, client: Any, code: int, reason: str) -> None: ...
+    def on_sent(self, client: Any, message: Any) -> None: ...
+    def on_unsent(self, client: Any, message: Any, error: Any) -> None: ...
+    def on_ping(self, client: Any, payload: Any) -> None: ...
+    def on_pong(self, client: Any, payload: Any, latency: Any) -> None: ...
+    def on_reconnect(self, client: Any, *rest: Any) -> None: ...
+
+    def on_message(self, client: Any, message: Any) -> None:
+        assert message == "hello"
+        self.got.set()
+
+
+class Loop:
+    """A foreign event loop that a PostDispatcher posts to: one thread, one queue."""
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(1)
+
+    def post(self, job: Callable[[], None]) -> None:
+        self.pool.submit(job)
+
+
+class Dispatchers:
+    """Makes the dispatcher of a cell; `pump` says that the test's thread runs the callbacks."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.pump = None
+        self.loop = Loop() if kind == "post" else None
+        self.pool = ThreadPoolExecutor(2) if kind == "executor" else None
+        self.shared = wsthread.ThreadDispatcher() if kind == "shared" else None
+        if kind == "pump":
+            self.pump = wsthread.PumpDispatcher()
+
+    def get(self) -> Any:
+        if self.loop is not None:
+            return wsthread.PostDispatcher(self.loop.post)
+        if self.pool is not None:
+            return wsthread.ExecutorDispatcher(self.pool)
+        if self.kind == "inline":
+            return wsthread.InlineDispatcher()
+        return self.shared or self.pump
+
+    def wait(self, event: threading.Event) -> None:
+        if self.pump is not None:
+            import select
+
+            while not event.is_set():
+                assert select.select([self.pump.fileno()], [], [], SOON)[0]
+                self.pump.run_pending()
+        assert event.wait(SOON)
+
+    def close(self) -> None:
+        for pool in (self.pool, self.loop and self.loop.pool):
+            if pool is not None:
+                pool.shutdown()
+        if self.shared is not None:
+            self.shared.close()
+
+
+KINDS = ["default", "shared", "inline", "executor", "pump", "post"]
+
+
+def descriptors() -> int:
+    directory = "/proc/self/fd"
+    return len(os.listdir(directory)) if os.path.isdir(directory) else 0
+
+
+def cycle(url: str, certificates: Certificates, dispatchers: Dispatchers) -> List[Any]:
+    """Connect, echo, disconnect; return weak references to all that must be gone."""
+    delegate = Echo()
+    client = wsthread.WebSocketClient(
+        url,
+        delegate,
+        dispatcher=dispatchers.get(),
+        ssl_context=CONTEXT[0] if url.startswith("wss") else None,
+    )
+    client.connect()
+    session = client._session
+    assert session is not None and session._connection is not None
+    references = [
+        weakref.ref(thing)
+        for thing in (
+            session,
+            session._connection,
+            session._connection.transport,
+            session._connection.parser,
+            session._connection.writer,
+            session.outbox,
+            session.waker,
+            delegate,
+            client,
+        )
+    ]
+    del session
+    client.send("hello")
+    dispatchers.wait(delegate.got)
+    assert client.disconnect()
+    assert [r() for r in references[:-2]] == [None] * (len(references) - 2)
+    return references[-2:]
+
+
+CONTEXT: List[Any] = []
+
+
+def assert_nothing_grows(run: Callable[[], Any], cycles: int) -> None:
+    """Run cycles with the collector off; threads, descriptors, objects, memory stay."""
+    for _ in range(20):  # imports, caches, free lists
+        run()
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        run()
+        before = counts()
+        before = counts()  # with a tuple like the one that is there at the end
+        for _ in range(cycles):
+            run()
+        after = counts()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    threads, opened, objects, memory = (b - a for a, b in zip(before, after))
+    assert threads == 0
+    assert opened == 0
+    assert objects == 0
+    # A cycle that kept its smallest object would leave 50 bytes; the interpreter's own tables
+    # and free lists, which settle at some size, are not that.
+    assert memory < 16384 + 8 * cycles, f"{memory} bytes"
+
+
+def counts() -> Tuple[int, int, int, int]:
+    names = [t.name for t in threading.enumerate() if t.name.startswith("wsthread-reader")]
+    own = [t.name for t in threading.enumerate() if t.name == "wsthread-dispatcher"]
+    memory = tracemalloc.get_traced_memory()[0]
+    return len(names) + len(own), descriptors(), len(gc.get_objects()), memory
+
+
+def check_cycles(url: str, certificates: Certificates, kind: str, cycles: int) -> None:
+    CONTEXT[:] = [certificates.client_context()]
+    dispatchers = Dispatchers(kind)
+
+    def run() -> None:
+        assert [r() for r in cycle(url, certificates, dispatchers)] == [None, None]
+
+    try:
+        assert_nothing_grows(run, cycles)
+    finally:
+        dispatchers.close()
+        CONTEXT.clear()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_promise_01_nothing_is_left(echo_url: str, certificates: Certificates, kind: str) -> None:
+    check_cycles(echo_url, certificates, kind, QUICK)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", KINDS)
+def test_promise_01_nothing_is_left_of_a_thousand(
+    echo_url: str, certificates: Certificates, kind: str
+) -> None:
+    check_cycles(echo_url, certificates, kind, THOROUGH)

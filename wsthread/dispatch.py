@@ -1,0 +1,258 @@
+"""Where callbacks run."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from concurrent.futures import Executor
+from typing import Callable, Deque, Optional
+
+from .transport import Waker
+
+Job = Callable[[], None]
+
+
+class Dispatcher:
+    """Decides where the callbacks of its clients run. Subclass it to decide otherwise.
+
+    A client that has events calls `schedule` with a job; the job runs the events that wait,
+    in order. Jobs of one client never overlap, whatever threads they are called on.
+    """
+
+    #: Whether the client's reader runs the callbacks itself and `schedule` is never called.
+    inline = False
+
+    def schedule(self, job: Job) -> None:
+        """Have ``job()`` called once, soon. Called on any thread; must not wait for the job.
+
+        What it raises ends the callbacks of the client quietly.
+        """
+        raise NotImplementedError
+
+    def pumped_here(self) -> bool:
+        """Whether only the calling thread can run the jobs, so that it must not wait for them."""
+        return False
+
+    def entered(self) -> None:
+        """A job begins, on the calling thread."""
+
+    def ended(self) -> None:
+        """A client's last callback of a life has run."""
+
+    def join(self, timeout: Optional[float]) -> None:
+        """Wait until the threads of a dispatcher that has ended are gone."""
+
+    def close(self) -> None:
+        """Give back what the dispatcher holds. Clients must be disconnected before."""
+
+
+def _work(jobs: queue.SimpleQueue[Optional[Job]]) -> None:
+    while True:
+        job = jobs.get()
+        if job is None:
+            return
+        job()
+        del job
+
+
+class _Worker:
+    """A daemon thread and its jobs. The thread ends when the worker is dropped."""
+
+    __slots__ = ("jobs", "thread")
+
+    def __init__(self, name: str) -> None:
+        self.jobs: queue.SimpleQueue[Optional[Job]] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=_work, args=(self.jobs,), name=name, daemon=True)
+        self.thread.start()
+
+    def __del__(self) -> None:
+        jobs = getattr(self, "jobs", None)
+        if jobs is not None:
+            jobs.put(None)
+
+
+class ThreadDispatcher(Dispatcher):
+    """Runs callbacks on a thread of its own, started with the first callback.
+
+    One instance may serve many clients, each in order; a callback that blocks then delays the
+    others'. Close it with `close()`, or use it as a context manager. The default dispatcher of
+    a client is one of its own, closed with the client.
+    """
+
+    def __init__(self, name: str = "wsthread-dispatcher") -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._worker: Optional[_Worker] = None  # the lock's
+        self._closed = False  # the lock's
+
+    def schedule(self, job: Job) -> None:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the dispatcher is closed")
+            if self._worker is None:
+                self._worker = _Worker(self._name)
+            self._worker.jobs.put(job)
+
+    def close(self) -> None:
+        """End the thread after the callbacks that wait, and wait for that; any thread."""
+        with self._lock:
+            self._closed = True
+            worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.jobs.put(None)
+            if worker.thread is not threading.current_thread():
+                worker.thread.join()
+
+    def __enter__(self) -> ThreadDispatcher:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class OwnThreadDispatcher(ThreadDispatcher):
+    """One client's default: its thread ends with each life and starts again with the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: Optional[threading.Thread] = None  # the lock's: the thread that ends
+
+    def ended(self) -> None:
+        with self._lock:
+            worker, self._worker = self._worker, None
+            if worker is not None:
+                self._last = worker.thread
+
+    def join(self, timeout: Optional[float]) -> None:
+        with self._lock:
+            thread = self._last
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+            if not thread.is_alive():
+                with self._lock:
+                    if self._last is thread:
+                        self._last = None
+
+
+class InlineDispatcher(Dispatcher):
+    """Runs callbacks on the reader's own thread: no hand-over, the lowest latency.
+
+    A callback that blocks then stops everything of its client: pings are not answered and
+    keepalive rests, `disconnect()` on another thread waits no longer than its timeout and then
+    returns False although the reader still runs, and the reader ends when the callback does.
+    Use it for callbacks that are quick.
+    """
+
+    inline = True
+
+    def schedule(self, job: Job) -> None:
+        raise RuntimeError("a reader runs its own callbacks")
+
+
+class ExecutorDispatcher(Dispatcher):
+    """Runs callbacks on a ``concurrent.futures`` pool of yours, each client's one at a time.
+
+    The pool stays yours: shut it down after the clients. A pool that is shut down earlier ends
+    the callbacks. A callback that is still running delays the interpreter's exit, as any job.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def schedule(self, job: Job) -> None:
+        self._executor.submit(job)
+
+
+class PumpDispatcher(Dispatcher):
+    """Runs callbacks where the program pumps them: for programs with a loop of their own.
+
+    Call `run_pending` from time to time or when `fileno` is readable, or give the thread away
+    to `run_forever`. The pumping thread is the one that pumped last, and at first the one that
+    made the dispatcher; `disconnect()` and `wait()` on it run the callbacks themselves.
+    For Tk: ``root.createfilehandler(dispatcher.fileno(), tkinter.READABLE, ...)``, or `after`
+    on Tk's own thread.
+    """
+
+    def __init__(self) -> None:
+        self._waker = Waker()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._jobs: Deque[Job] = deque()  # the lock's
+        self._stopped = False  # the lock's
+        self._thread = threading.get_ident()  # written by the thread that pumps
+
+    def schedule(self, job: Job) -> None:
+        with self._lock:
+            self._jobs.append(job)
+            self._changed.notify_all()
+        self._waker.wake()
+
+    def pumped_here(self) -> bool:
+        return self._thread == threading.get_ident()
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable while callbacks wait; for select and the like."""
+        return self._waker.fileno()
+
+    def run_pending(self) -> int:
+        """Run the callbacks that wait; return how many clients had some. Does not wait."""
+        self._thread = threading.get_ident()
+        self._waker.drain()
+        with self._lock:
+            count = len(self._jobs)
+        for done in range(count):
+            with self._lock:
+                if not self._jobs:
+                    return done
+                job = self._jobs.popleft()
+            try:
+                job()
+            except BaseException:
+                self._waker.wake()  # Ctrl-C in a callback: the others still wait
+                raise
+            finally:
+                del job
+        return count
+
+    def run_forever(self) -> None:
+        """Run callbacks as they come until `stop()` is called on any thread."""
+        while True:
+            self.run_pending()
+            with self._lock:
+                while not self._jobs and not self._stopped:
+                    self._changed.wait()
+                if self._stopped:
+                    self._stopped = False
+                    return
+
+    def stop(self) -> None:
+        """End `run_forever`: the one that runs, or else the next. Any thread, any callback."""
+        with self._lock:
+            self._stopped = True
+            self._changed.notify_all()
+
+
+class PostDispatcher(Dispatcher):
+    """Runs callbacks wherever ``post(job)`` has them run.
+
+    `post` is called on any thread with a function without arguments, must return at once and
+    have it called later: ``loop.call_soon_threadsafe``, ``GLib.idle_add``, a Qt signal. (Not
+    Tk's ``after``: from another thread it waits for Tk. Use a `PumpDispatcher`.) Jobs left in
+    a queue that nobody serves keep nothing alive.
+    """
+
+    def __init__(self, post: Callable[[Job], object]) -> None:
+        if not callable(post):
+            raise TypeError(f"post must be callable, not {type(post).__name__}")
+        self._post = post
+        self._thread: Optional[int] = None  # where the last job ran
+
+    def schedule(self, job: Job) -> None:
+        self._post(job)
+
+    def entered(self) -> None:
+        self._thread = threading.get_ident()
+
+    def pumped_here(self) -> bool:
+        return self._thread == threading.get_ident()

@@ -1,0 +1,94 @@
+"""What is known of a client, and what it was told: shared by the handle and its sessions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Optional, Tuple
+
+from .limits import QueueLimit
+from .state import ConnectionState
+from .stats import ClientStats
+
+_TIMES = ("connect_timeout", "close_timeout", "send_timeout", "ping_interval", "ping_timeout")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The plain values of the constructor; they hold no object of the user's."""
+
+    max_message_size: Optional[int]
+    connect_timeout: Optional[float]
+    close_timeout: Optional[float]
+    send_timeout: Optional[float]
+    ping_interval: Optional[float]
+    ping_timeout: Optional[float]
+    open_grace: float
+    send_queue: QueueLimit
+    receive_queue: QueueLimit
+
+    def __post_init__(self) -> None:
+        size = self.max_message_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
+            raise TypeError(f"max_message_size is an int, not {type(size).__name__}")
+        if size is not None and size < 1:
+            raise ValueError(f"max_message_size is at least 1, not {size}")
+        for name in _TIMES:
+            check_seconds(name, getattr(self, name))
+        check_seconds("open_grace", self.open_grace, none=False)
+        for name in ("send_queue", "receive_queue"):
+            value = getattr(self, name)
+            if not isinstance(value, QueueLimit):
+                raise TypeError(f"{name} is a QueueLimit, not {type(value).__name__}")
+        if self.ping_interval == 0:
+            raise ValueError("ping_interval is more than 0; None turns pings off")
+        if self.send_queue.overflow != "block":
+            raise ValueError("send_queue: overflow is for the receive queue")
+
+
+def check_seconds(name: str, value: object, none: bool = True) -> Optional[float]:
+    """Return a time-out as it was given, or raise TypeError or ValueError naming it."""
+    if value is None and none:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} is finite and not negative, not {value}")
+    return value
+
+
+@dataclass
+class Known:
+    """What a client's properties tell. Written by the reader, read by any thread.
+
+    `state` is also written by connect(), before there is a reader.
+    """
+
+    state: ConnectionState = ConnectionState.DISCONNECTED
+    error: Optional[BaseException] = None
+    close_code: Optional[int] = None
+    close_reason: Optional[str] = None
+    latency: Optional[float] = None
+    subprotocol: Optional[str] = None
+    extensions: Tuple[str, ...] = ()
+    response_headers: Tuple[Tuple[str, str], ...] = ()
+    stats: ClientStats = field(default_factory=ClientStats)
+
+    def drop(self, count: int) -> None:
+        """Count messages that were received and are never delivered. Under the mailbox's lock."""
+        self.stats.messages_dropped += count
+
+    def closed(self, code: int, reason: str) -> None:
+        """Note how a connection ended."""
+        self.close_code, self.close_reason = int(code), reason
+
+    def opened(
+        self, subprotocol: Optional[str], response_headers: Tuple[Tuple[str, str], ...]
+    ) -> None:
+        """Note what the opening handshake agreed on; forget the connection before."""
+        self.subprotocol = subprotocol
+        self.extensions = ()
+        self.response_headers = response_headers
+        self.error = self.close_code = self.close_reason = self.latency = None
+        self.stats.connections += 1
+

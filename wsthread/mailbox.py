@@ -1,0 +1,420 @@
+"""The queue between the threads that make events and the one that runs callbacks."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Callable, Deque, Iterable, List, Optional, Sequence, Tuple
+
+from .limits import QueueLimit
+from .transport import Waker
+
+if TYPE_CHECKING:
+    from .client import WebSocketClient
+    from .dispatch import Dispatcher
+
+logger = logging.getLogger("wsthread")
+
+#: Items one turn runs before other clients of a shared dispatcher get theirs.
+_TURN = 16
+
+
+class Life:
+    """What the threads that meet in one life, from connect() to the end, share about it."""
+
+    __slots__ = ("__weakref__", "over", "silenced")
+
+    def __init__(self) -> None:
+        #: Set by disconnect() and abort() on any thread, never unset: no on_message starts.
+        self.silenced = False
+        #: Set when the last callback has run, or never will.
+        self.over = threading.Event()
+
+
+class Gate:
+    """Holds the send queue back until on_open has returned. Lifted once, by any thread."""
+
+    __slots__ = ("_waker", "lifted")
+
+    def __init__(self, waker: Waker) -> None:
+        self._waker = waker
+        self.lifted = False
+
+    def lift(self) -> None:
+        self.lifted = True
+        self._waker.wake()
+
+
+#: kind, its payload, bytes it counts for, the life it belongs to. Kinds are: "call" (a name
+#: and arguments), "opening" (the same, sending first), "messages", "fragments" (lists),
+#: "sent" (a list of messages), "unsent" (of messages with errors), "lift" (a Gate), "end".
+Item = Tuple[str, Any, int, Life]
+
+
+class _Here(threading.local):
+    mailbox: Optional[Mailbox] = None  # whose callback the thread is running
+    opening: bool = False  # ... and whether what it sends goes first
+
+
+_here = _Here()
+
+
+def in_callback() -> bool:
+    """Whether the calling thread is running a callback of any client."""
+    return _here.mailbox is not None
+
+
+class Token:
+    """A promise to run a mailbox. It may lie in a foreign queue and keeps nothing alive."""
+
+    __slots__ = ("_mailbox",)
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = weakref.ref(mailbox)
+
+    def __call__(self) -> None:
+        mailbox = self._mailbox()
+        if mailbox is not None:
+            try:
+                mailbox.run_token()
+            finally:
+                # A traceback that a user keeps reaches this frame.
+                del mailbox
+
+
+class Mailbox:
+    """One client's events, in order, run by one thread at a time.
+
+    Frames of this class are below the user's callbacks: they let go of what they hold when
+    they end, because an error that a user keeps holds its frames and their callers.
+    """
+
+    def __init__(
+        self,
+        client: weakref.ref[WebSocketClient],
+        dispatcher: Dispatcher,
+        limit: QueueLimit,
+        dropped: Callable[[int], None],
+    ) -> None:
+        self.dispatcher = dispatcher
+        self.limit = limit
+        #: Wakes the reader that runs this mailbox itself (InlineDispatcher), and that thread.
+        #: The reader assigns both.
+        self.inline: Optional[Waker] = None
+        self.inline_thread: Optional[int] = None
+        self._client = client
+        self._dropped = dropped  # counts messages, called with the lock held
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        # All of these are the lock's.
+        self._items: Deque[Item] = deque()
+        self._messages = 0  # waiting or being delivered
+        self._bytes = 0
+        self._scheduled = False  # a token is on its way
+        self._running: Optional[int] = None  # the thread that runs callbacks
+        self._starved: Optional[Waker] = None  # the reader that waits for room
+
+    # Producers: the reader, and senders for "sent".
+
+    def put(self, items: Iterable[Item]) -> None:
+        """Append events. Any thread; never waits."""
+        with self._lock:
+            for item in items:
+                self._items.append(item)
+                if item[0] == "messages" or item[0] == "fragments":
+                    self._messages += len(item[1])
+                    self._bytes += item[2]
+            self._changed.notify_all()
+            if not self._items or not self._needs_token():
+                return
+        self._schedule()
+
+    def put_sent(self, sent: Deque[Any], life: Life) -> None:
+        """Append what `sent` holds as one "sent" event. Any thread; never waits.
+
+        Taken out under the lock: who puts the end of a life first takes these as well, so that
+        nothing comes behind the end.
+        """
+        with self._lock:
+            batch = []
+            while sent:
+                batch.append(sent.popleft())
+            if not batch:
+                return
+            self._items.append(("sent", batch, 0, life))
+            self._changed.notify_all()
+            if not self._needs_token():
+                return
+        self._schedule()
+
+    def room(self, waker: Waker) -> int:
+        """Return how many messages fit; where that is 0, `waker` is woken when some do."""
+        with self._lock:
+            if self._bytes >= self.limit.bytes:
+                room = 0
+            else:
+                room = max(0, self.limit.messages - self._messages)
+            self._starved = None if room else waker
+            return room
+
+    def make_room(self, count: int, size: int) -> None:
+        """Drop the oldest waiting messages until `count` with `size` bytes fit."""
+        with self._lock:
+            kept: List[Item] = []
+            while self._items and (
+                self._messages + count > self.limit.messages
+                or self._bytes + size > self.limit.bytes
+            ):
+                kind, messages, total, life = self._items.popleft()
+                if kind not in ("messages", "fragments"):
+                    kept.append((kind, messages, total, life))
+                    continue
+                excess = max(1, self._messages + count - self.limit.messages)
+                if self._bytes + size > self.limit.bytes:
+                    average = max(1, total // len(messages))
+                    excess = max(excess, (self._bytes + size - self.limit.bytes) // average + 1)
+                excess = min(excess, len(messages))
+                freed = total * excess // len(messages)
+                self._messages -= excess
+                self._bytes -= freed
+                self._dropped(excess)
+                if excess < len(messages):
+                    kept.append((kind, messages[excess:], total - freed, life))
+            self._items.extendleft(reversed(kept))
+
+    # The consumer.
+
+    def run_token(self) -> None:
+        """Run a turn for a token that a dispatcher was given."""
+        with self._lock:
+            self._scheduled = False
+        self.run()
+
+    def run(self) -> bool:
+        """Run what waits, one turn at most; nothing where a thread is at it already.
+
+        Returns whether more waits.
+        """
+        with self._lock:
+            if self._running is not None or not self._items:
+                return False
+            self._running = threading.get_ident()
+        self.dispatcher.entered()
+        outer = _here.mailbox, _here.opening
+        _here.mailbox, _here.opening = self, False
+        try:
+            for _ in range(_TURN):
+                if not self._run_next():
+                    break
+        finally:
+            _here.mailbox, _here.opening = outer
+            with self._lock:
+                self._running = None
+                more = bool(self._items)
+                schedule = more and not self._scheduled and not self.dispatcher.inline
+                self._scheduled = self._scheduled or schedule
+                self._changed.notify_all()
+            if schedule:
+                self._schedule()
+            del self, outer
+        return more
+
+    def _run_next(self) -> bool:
+        with self._lock:
+            if not self._items:
+                return False
+            kind, payload, size, life = self._items.popleft()
+        client = self._client()
+        try:
+            if kind == "messages" or kind == "fragments":
+                self._run_messages(client, kind, payload, size, life)
+            elif kind == "end":
+                self._end(life)
+            elif kind == "lift":
+                payload.lift()
+            elif client is not None:
+                self._run_call(client, kind, payload)
+            return True
+        finally:
+            del self, kind, payload, size, life, client
+
+    def _run_call(self, client: WebSocketClient, kind: str, payload: Any) -> None:
+        try:
+            if kind == "sent":
+                for message in payload:
+                    self._call(client, "on_sent", (message,))
+            elif kind == "unsent":
+                for message, error in payload:
+                    self._call(client, "on_unsent", (message, error))
+            else:
+                name, args = payload
+                _here.opening = kind == "opening"
+                try:
+                    self._call(client, name, args)
+                finally:
+                    _here.opening = False
+        finally:
+            message = error = name = args = None
+            del self, payload
+
+    def _run_messages(
+        self,
+        client: Optional[WebSocketClient],
+        kind: str,
+        messages: Sequence[Any],
+        size: int,
+        life: Life,
+    ) -> None:
+        count = len(messages)
+        left = iter(messages)
+        del messages
+        try:
+            name = "on_message" if kind == "messages" else "on_fragment"
+            callback = getattr(client.delegate, name, None) if client is not None else None
+            while callback is not None:
+                try:
+                    if kind == "messages":
+                        for message in left:
+                            if life.silenced:
+                                break
+                            callback(client, message)
+                    else:
+                        for data, opcode, final in left:
+                            if life.silenced:
+                                break
+                            callback(client, data, opcode, final)
+                    break
+                except BaseException as error:
+                    self._failed(client, name, error)  # type: ignore[arg-type]
+        finally:
+            rest = list(left)
+            with self._lock:
+                keep = bool(rest) and not life.silenced and callback is not None
+                if keep:
+                    # Interrupted (Ctrl-C in a thread that pumps): the next turn goes on.
+                    self._items.appendleft((kind, rest, size, life))
+                    count -= len(rest)
+                else:
+                    self._bytes -= size
+                    self._dropped(len(rest))
+                self._messages -= count
+                starved, self._starved = self._starved, None
+            if starved is not None:
+                starved.wake()
+            message = data = rest = None
+            del self, left, callback, life, starved
+
+    def _call(self, client: WebSocketClient, name: str, args: Tuple[Any, ...]) -> None:
+        try:
+            callback = getattr(client.delegate, name, None)
+            if callback is not None:
+                callback(client, *args)
+        except BaseException as error:
+            self._failed(client, name, error)
+        finally:
+            callback = None
+            del self, args
+
+    def _failed(self, client: WebSocketClient, name: str, error: BaseException) -> None:
+        """Report what a callback raised: to on_error, or else to threading.excepthook."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and not isinstance(error, Exception):
+            raise error  # Ctrl-C and SystemExit belong to the program that pumps
+        if error.__traceback__ is not None:
+            # The first entry is our own frame, which is still running.
+            error.__traceback__ = error.__traceback__.tb_next
+        try:
+            if name != "on_error" and "on_error" in client.overridden:
+                try:
+                    client.delegate.on_error(client, error)  # type: ignore[union-attr]
+                    return
+                except Exception as second:
+                    error = second
+            args = (type(error), error, error.__traceback__, threading.current_thread())
+            try:
+                threading.excepthook(threading.ExceptHookArgs(args))
+            except Exception:
+                logger.exception("threading.excepthook failed")
+        finally:
+            args = None  # type: ignore[assignment]
+            del self, error
+
+    # The end.
+
+    def wait_over(self, life: Life, deadline: Optional[float]) -> bool:
+        """Wait until the last callback of `life` has run; return whether it has.
+
+        On a thread that pumps the dispatcher the callbacks run here. Not for callbacks.
+        """
+        while self.dispatcher.pumped_here() and not life.over.is_set():
+            self.run()
+            with self._lock:
+                if not self._items and not life.over.is_set():
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        return False
+                    self._changed.wait(left)
+        return life.over.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+    def seal(self) -> None:
+        """Drop every event that waits; only a callback that has begun may still end."""
+        with self._lock:
+            items = list(self._items)
+            self._items.clear()
+            for kind, payload, size, _ in items:
+                if kind == "messages" or kind == "fragments":
+                    self._messages -= len(payload)
+                    self._bytes -= size
+                    self._dropped(len(payload))
+            self._changed.notify_all()
+        for kind, payload, _, life in items:
+            if kind == "end":
+                self._end(life)
+            elif kind == "lift":
+                payload.lift()
+
+    def _end(self, life: Life) -> None:
+        self.dispatcher.ended()
+        life.over.set()
+        with self._lock:
+            self._changed.notify_all()
+
+    def release(self) -> None:
+        """The reader ends: let go of its waker."""
+        self.inline = self.inline_thread = None
+        with self._lock:
+            self._starved = None
+
+    def runs_here(self) -> bool:
+        """Whether the calling thread is running a callback of this client."""
+        return self._running == threading.get_ident()
+
+    def opens_here(self) -> bool:
+        """Whether what the calling thread sends goes before the queue."""
+        return _here.opening and _here.mailbox is self
+
+    def _needs_token(self) -> bool:
+        """Whether nobody is going to look here. With the lock held; the caller schedules."""
+        if self._scheduled or self._running is not None:
+            return False
+        if self.dispatcher.inline:
+            # The reader looks after each of its steps.
+            if self.inline is not None and threading.get_ident() != self.inline_thread:
+                self.inline.wake()
+            return False
+        self._scheduled = True
+        return True
+
+    def _schedule(self) -> None:
+        try:
+            self.dispatcher.schedule(Token(self))
+        except Exception as error:
+            # A pool that was shut down, a loop that was closed, an interpreter that ends:
+            # there is nobody left to tell.
+            logger.debug("callbacks cannot run any more: %s", error)
+            with self._lock:
+                self._scheduled = False
+            self.seal()

@@ -1,0 +1,348 @@
+"""What waits to be sent, in which order, and who waits for room."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import Deque, List, Optional, Sequence, Tuple, Union
+
+from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError
+from .frames import OP_CLOSE, OP_PING, OP_PONG
+from .limits import QueueLimit
+
+#: Up to this many bytes of messages are encoded at a time; a larger message goes alone.
+_BATCH = 65536
+
+
+class Entry:
+    """One message on its way; with opcode -1 a mark that `flush` waits for."""
+
+    __slots__ = ("awaited", "message", "opcode", "outcome", "payload", "size")
+
+    def __init__(self, opcode: int, payload: bytes, message: Union[str, bytes]) -> None:
+        self.opcode = opcode
+        self.payload = payload
+        self.message = message  # as on_sent and on_unsent give it back
+        self.size = len(payload) + 14  # the longest header of a client's frame
+        # Both the outbox's lock's:
+        self.awaited = False  # its sender waits, and raises the outcome itself
+        self.outcome: Union[None, bool, BaseException] = None  # True once it is with the kernel
+
+
+class Ping:
+    """A ping somebody waits for. The outbox's lock's."""
+
+    __slots__ = ("latency", "lost", "payload", "sent_at")
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+        self.sent_at: Optional[float] = None
+        self.latency: Optional[float] = None
+        self.lost: Optional[WebSocketError] = None
+
+
+def _left(deadline: Optional[float]) -> Optional[float]:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+class Outbox:
+    """The send queue of one life. Any thread; nothing in here waits under another lock.
+
+    `ready` may be read without the lock: it is true where `take` would find something.
+    """
+
+    def __init__(self, limit: QueueLimit) -> None:
+        self._limit = limit
+        self.lock = threading.Lock()
+        self.changed = threading.Condition(self.lock)
+        # All below are the lock's.
+        self.ready = False
+        self.pending = 0  # messages accepted and not yet with the kernel
+        self._bytes = 0
+        self._queue: Deque[Entry] = deque()
+        self._first: Deque[Entry] = deque()  # what on_open sends
+        self._waiting: Deque[object] = deque()  # senders that wait for room, oldest first
+        self._refusal: Optional[str] = None  # why nothing is accepted any more
+        self._open = False  # a connection takes frames
+        self._gated = True  # ... but from the queue only once on_open has returned
+        self._pong: Optional[bytes] = None  # the newest owed
+        self._pings: Deque[Ping] = deque()  # asked for, not yet written
+        self._awaited: Deque[Ping] = deque()  # written, not yet answered
+        self._close: Optional[bytes] = None
+        self._close_now = False  # the close frame does not wait for the queue
+        self.close_taken = False
+
+    # Senders.
+
+    def admit(
+        self,
+        entries: Sequence[Entry],
+        first: bool,
+        may_wait: bool,
+        deadline: Optional[float],
+    ) -> None:
+        """Accept all entries, or raise QueueFull, SendTimeout or NotConnected.
+
+        Outside callbacks, and while there is a connection, waits for room until `deadline`.
+        """
+        size = sum(entry.size for entry in entries)
+        with self.lock:
+            if self._waiting or not self._fits(len(entries), size):
+                self._wait_for_room(len(entries), size, may_wait, deadline)
+            elif self._refusal is not None:
+                raise NotConnected(self._refusal)
+            self.pending += len(entries)
+            self._bytes += size
+            if first and self._gated:
+                self._first.extend(entries)
+            else:
+                self._queue.extend(entries)
+            if size > self._limit.bytes and may_wait and self._open:
+                entries[-1].awaited = True
+            self._update()
+
+    def _fits(self, count: int, size: int) -> bool:
+        return self.pending == 0 or (
+            self.pending + count <= self._limit.messages and self._bytes + size <= self._limit.bytes
+        )
+
+    def _wait_for_room(
+        self, count: int, size: int, may_wait: bool, deadline: Optional[float]
+    ) -> None:
+        ticket = object()
+        self._waiting.append(ticket)
+        try:
+            while True:
+                if self._refusal is not None:
+                    raise NotConnected(self._refusal)
+                if self._waiting[0] is ticket and self._fits(count, size):
+                    return
+                if not may_wait or not self._open:
+                    raise QueueFull(
+                        f"{self.pending} messages with {self._bytes} bytes wait to be sent"
+                    )
+                left = _left(deadline)
+                if left == 0 or not self.changed.wait(left):
+                    raise SendTimeout("no room in the send queue within the timeout")
+        finally:
+            self._waiting.remove(ticket)
+            self.changed.notify_all()
+
+    def wait_sent(self, entry: Entry, deadline: Optional[float]) -> None:
+        """Wait until an entry is with the kernel; raises what became of it instead.
+
+        On SendTimeout an entry not yet begun is withdrawn; `entry.outcome` is then that error.
+        """
+        with self.lock:
+            try:
+                while entry.outcome is None:
+                    left = _left(deadline)
+                    if left == 0 or not self.changed.wait(left):
+                        break
+            finally:
+                if entry.outcome is None and entry in self._queue:
+                    self._queue.remove(entry)
+                    self._forget([entry])
+                    entry.outcome = SendTimeout("the message was not begun within the timeout")
+            if isinstance(entry.outcome, BaseException):
+                raise entry.outcome
+            if entry.outcome is None:
+                raise SendTimeout("the message was not sent within the timeout")
+
+    def mark(self) -> Entry:
+        """Append a mark that is reached when all that was accepted before is with the kernel."""
+        entry = Entry(-1, b"", "")
+        with self.lock:
+            if self._refusal is not None and not self.pending:
+                raise NotConnected(self._refusal)
+            entry.awaited = True
+            self._queue.append(entry)
+            self._update()
+        return entry
+
+    def ask(self, ping: Ping) -> None:
+        """Have a ping sent. Raises NotConnected where there is no connection."""
+        with self.lock:
+            if not self._open or self._close is not None:
+                raise NotConnected(self._refusal or "there is no connection to ping")
+            self._pings.append(ping)
+            self._update()
+
+    def wait_pong(self, ping: Ping, deadline: Optional[float]) -> float:
+        """Wait for the answer to a ping; return the round trip in seconds."""
+        with self.lock:
+            try:
+                while ping.latency is None and ping.lost is None:
+                    left = _left(deadline)
+                    if left == 0 or not self.changed.wait(left):
+                        raise SendTimeout("no pong within the timeout")
+            finally:
+                for pings in (self._pings, self._awaited):
+                    if ping in pings:
+                        pings.remove(ping)
+                self._update()
+            if ping.lost is not None:
+                raise ping.lost
+            assert ping.latency is not None
+            return ping.latency
+
+    # The reader.
+
+    def refuse(self, why: str) -> None:
+        """Accept nothing more, in this life."""
+        with self.lock:
+            self._refusal = self._refusal or why
+            self.changed.notify_all()
+
+    def opened(self, gated: bool) -> None:
+        """A connection takes frames; from the queue only after `lift` where it is gated."""
+        with self.lock:
+            self._open = True
+            self._gated = gated
+            self._close = None
+            self._close_now = self.close_taken = False
+            self._update()
+
+    def lift(self) -> None:
+        """on_open has returned, or had its time."""
+        with self.lock:
+            self._gated = False
+            self._update()
+
+    def owe_pong(self, payload: bytes) -> None:
+        """Answer a ping; only the newest is answered (RFC 6455 5.5.3)."""
+        with self.lock:
+            self._pong = payload
+            self._update()
+
+    def keepalive_ping(self, payload: bytes) -> None:
+        """Send a ping nobody waits for, unless one still waits to be written."""
+        with self.lock:
+            if not self._pings:
+                self._pings.append(Ping(payload))
+                self._update()
+
+    def ponged(self, payload: bytes, now: float) -> Optional[float]:
+        """Match a pong; return the round trip, or None where no ping had its payload.
+
+        A pong answers every ping before it as well (RFC 6455 5.5.3).
+        """
+        with self.lock:
+            if all(ping.payload != payload for ping in self._awaited):
+                return None
+            while True:
+                ping = self._awaited.popleft()
+                ping.latency = now - (now if ping.sent_at is None else ping.sent_at)
+                if ping.payload == payload:
+                    self.changed.notify_all()
+                    return ping.latency
+
+    def close(self, payload: bytes, now: bool) -> None:
+        """Send a close frame: after the queue, or `now`, at the next frame boundary."""
+        with self.lock:
+            if self._close is None:
+                self._close = payload
+            self._close_now = self._close_now or now
+            self._gated = False
+            self._update()
+
+    def lost(self, error: WebSocketError, over: bool) -> List[Entry]:
+        """The connection is gone, or (`over`) the life; return the entries that go back.
+
+        While there may be another connection, the queue stays; what on_open sent does not.
+        """
+        with self.lock:
+            self._open = False
+            self._gated = True
+            self._pong = None
+            for ping in [*self._pings, *self._awaited]:
+                ping.lost = error
+            self._pings.clear()
+            self._awaited.clear()
+            back = list(self._first)
+            self._first.clear()
+            if over:
+                self._refusal = self._refusal or "the connection is over"
+                back += self._queue
+                self._queue.clear()
+            self._update()
+            return self._give_back(back, error)
+
+    # The writer: whoever holds the transport's lock.
+
+    def take(self, now: float) -> List[Tuple[int, bytes, Optional[Entry]]]:
+        """Take the frames that go next, control frames first; at most about 64 KiB."""
+        with self.lock:
+            frames: List[Tuple[int, bytes, Optional[Entry]]] = []
+            if not self._open or self.close_taken:
+                self.ready = False
+                return frames
+            if self._pong is not None:
+                frames.append((OP_PONG, self._pong, None))
+                self._pong = None
+            while self._pings:
+                ping = self._pings.popleft()
+                ping.sent_at = now
+                self._awaited.append(ping)
+                if len(self._awaited) > 64:
+                    self._awaited.popleft()
+                frames.append((OP_PING, ping.payload, None))
+            if not self._close_now:
+                self._take_messages(frames)
+            if self._close is not None and (
+                self._close_now or not (self._first or self._queue)
+            ):
+                frames.append((OP_CLOSE, self._close, None))
+                self.close_taken = True
+            self._update()
+            return frames
+
+    def _take_messages(self, frames: List[Tuple[int, bytes, Optional[Entry]]]) -> None:
+        size = 0
+        for source in (self._first,) if self._gated else (self._first, self._queue):
+            while source and (not size or size + source[0].size <= _BATCH):
+                entry = source.popleft()
+                size += entry.size
+                frames.append((entry.opcode, entry.payload, entry))
+
+    def done(self, entries: Sequence[Entry]) -> None:
+        """These are with the kernel."""
+        with self.lock:
+            for entry in entries:
+                entry.outcome = True
+            self._forget(entries)
+
+    def failed(self, entries: Sequence[Entry], error: WebSocketError) -> List[Entry]:
+        """These were begun on a connection that is gone; return those that go back."""
+        with self.lock:
+            return self._give_back(entries, error)
+
+    # With the lock held.
+
+    def _give_back(self, entries: Sequence[Entry], error: WebSocketError) -> List[Entry]:
+        for entry in entries:
+            entry.outcome = error
+        self._forget(entries)
+        return [entry for entry in entries if not entry.awaited and entry.opcode != -1]
+
+    def _forget(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry.opcode != -1:
+                self.pending -= 1
+                self._bytes -= entry.size
+        self._update()
+        self.changed.notify_all()
+
+    def _update(self) -> None:
+        self.ready = (
+            self._open
+            and not self.close_taken
+            and bool(
+                self._pong is not None
+                or self._pings
+                or self._close is not None
+                or self._first
+                or (self._queue and not self._gated)
+            )
+        )

@@ -1,0 +1,134 @@
+"""Brings frames from the outbox onto one connection."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Callable, Deque, List, Optional, Protocol, Tuple
+
+from .errors import WebSocketError
+from .frames import OP_CLOSE, encode_frame
+from .outbox import Entry, Outbox
+from .transport import Transport
+
+#: Rounds one sender writes for everybody before it leaves the rest to the reader.
+_ROUNDS = 32
+#: Frames are joined up to this size before they are given to the transport.
+_JOIN = 65536
+
+
+class Deflater(Protocol):
+    """What compresses messages, in the order of their frames (RFC 7692)."""
+
+    def compress(self, payload: bytes) -> Optional[bytes]:
+        """Return the compressed payload, or None to send it as it is."""
+
+
+class FrameWriter:
+    """Encodes and writes; whoever gets the transport's lock does it for everybody.
+
+    A sender that meets the lock held leaves its frame in the outbox: the holder looks there
+    again after it has let go. A frame that was begun stays in the transport's out-buffer,
+    whatever becomes of its sender.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        transport: Transport,
+        deflater: Optional[Deflater],
+        report: Callable[[List[Entry]], None],
+    ) -> None:
+        self._outbox = outbox
+        self._transport = transport
+        self._deflater = deflater
+        self._report = report  # called with the lock held
+        # All are the transport's lock's.
+        self._begun: Deque[Tuple[int, Entry]] = deque()  # with the out-buffer's end offset
+        self._close_end = -1  # the offset behind the close frame
+        self.error: Optional[OSError] = None  # writing is over
+
+    def pump(self, reader: bool = False) -> bool:
+        """Write what may be written now. Any thread; waits for nothing.
+
+        Returns False where something is left that only the reader can go on with.
+        """
+        lock = self._transport.lock
+        rounds = 0
+        while self._outbox.ready or self._transport.stalled:
+            if self._transport.stalled and not reader:
+                return True  # who met the stall told the reader
+            if not lock.acquire(False):
+                return True  # the holder looks again after it has let go
+            try:
+                if self._transport.closed or self.error is not None:
+                    return True
+                if not self._write():
+                    return False
+            finally:
+                lock.release()
+            rounds += 1
+            if rounds >= _ROUNDS:
+                return False
+        return True
+
+    def _write(self) -> bool:
+        transport = self._transport
+        try:
+            if not transport.stalled:
+                self._encode()
+            drained = transport.flush()
+        except OSError as error:
+            error.__traceback__ = None
+            self.error = error
+            return False
+        written = transport.written
+        done: List[Entry] = []
+        while self._begun and self._begun[0][0] <= written:
+            done.append(self._begun.popleft()[1])
+        if done:
+            self._outbox.done(done)
+            self._report(done)
+        return drained
+
+    def _encode(self) -> None:
+        transport = self._transport
+        frames: List[bytes] = []
+        sizes = 0
+        ends: List[Tuple[int, Entry]] = []
+        for opcode, payload, entry in self._outbox.take(time.monotonic()):
+            if opcode != -1:
+                compressed = None
+                if self._deflater is not None and opcode < OP_CLOSE:
+                    compressed = self._deflater.compress(payload)
+                if compressed is None:
+                    frame = encode_frame(opcode, payload)
+                else:
+                    frame = encode_frame(opcode, compressed, rsv1=True)
+                frames.append(frame)
+                sizes += len(frame)
+            if entry is not None:
+                ends.append((sizes, entry))
+            if opcode == OP_CLOSE:
+                self._close_end = sizes
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        start = transport.queued
+        transport.write(data)
+        # Under TLS the offsets of the records differ: all of a batch counts as sent with its
+        # last byte.
+        plain = transport.queued - start == len(data)
+        for end, entry in ends:
+            self._begun.append((start + end if plain else transport.queued, entry))
+        if self._close_end >= 0:
+            self._close_end = transport.queued
+
+    def close_sent(self) -> bool:
+        """Whether the close frame is with the kernel."""
+        return 0 <= self._close_end <= self._transport.written
+
+    def detach(self, error: WebSocketError) -> List[Entry]:
+        """The transport is closed: return what was begun and is not with the kernel."""
+        with self._transport.lock:
+            begun = [entry for _, entry in self._begun]
+            self._begun.clear()
+        return self._outbox.failed(begun, error)
