@@ -498,7 +498,9 @@ class WebSocketClient:
 
     def _send(self, entries: List[Entry], timeout: Timeout) -> None:
         timeout = (
-            self._settings.send_timeout if timeout is _OMITTED else check_seconds("timeout", timeout)
+            self._settings.send_timeout
+            if timeout is _OMITTED
+            else check_seconds("timeout", timeout)
         )
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
@@ -522,7 +524,9 @@ class WebSocketClient:
         client.
         """
         timeout = (
-            self._settings.send_timeout if timeout is _OMITTED else check_seconds("timeout", timeout)
+            self._settings.send_timeout
+            if timeout is _OMITTED
+            else check_seconds("timeout", timeout)
         )
         if self.mailbox.runs_here():
             raise RuntimeError("flush() in a callback would wait for its own thread")
@@ -540,7 +544,9 @@ class WebSocketClient:
         NotConnected, ConnectionClosed, ValueError, RuntimeError in a callback of this client.
         """
         timeout = (
-            self._settings.ping_timeout if timeout is _OMITTED else check_seconds("timeout", timeout)
+            self._settings.ping_timeout
+            if timeout is _OMITTED
+            else check_seconds("timeout", timeout)
         )
         if not isinstance(payload, (bytes, bytearray, memoryview)):
             raise TypeError(f"a ping's payload is bytes, not {type(payload).__name__}")

@@ -32,9 +32,7 @@ class WebSocketDelegate:
     def on_message(self, client: WebSocketClient, message: Message) -> None:
         """A message came: str for text, bytes for binary."""
 
-    def on_fragment(
-        self, client: WebSocketClient, data: Message, opcode: int, final: bool
-    ) -> None:
+    def on_fragment(self, client: WebSocketClient, data: Message, opcode: int, final: bool) -> None:
         """A fragment of a message came; `opcode` is its message's (1 text, 2 binary).
 
         Overriding this delivers fragments as they come, and `on_message` is never called.

@@ -91,4 +91,3 @@ class Known:
         self.response_headers = response_headers
         self.error = self.close_code = self.close_reason = self.latency = None
         self.stats.connections += 1
-

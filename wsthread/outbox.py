@@ -290,9 +290,7 @@ class Outbox:
                 frames.append((OP_PING, ping.payload, None))
             if not self._close_now:
                 self._take_messages(frames)
-            if self._close is not None and (
-                self._close_now or not (self._first or self._queue)
-            ):
+            if self._close is not None and (self._close_now or not (self._first or self._queue)):
                 frames.append((OP_CLOSE, self._close, None))
                 self.close_taken = True
             self._update()

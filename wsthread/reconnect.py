@@ -38,7 +38,9 @@ class Reconnect:
     attempts: Optional[int] = None
     max_retry_after: float = 300.0
     first: bool = False
-    should_retry: Optional[Callable[[Optional[BaseException], Optional[int]], Optional[bool]]] = None
+    should_retry: Optional[Callable[[Optional[BaseException], Optional[int]], Optional[bool]]] = (
+        None
+    )
     rng: random.Random = field(default_factory=random.Random, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -289,9 +289,7 @@ class Session:
     def _open(self, opened: Opened) -> None:
         known, settings = self.known, self.settings
         transport = opened.transport
-        parser = FrameParser(
-            settings.max_message_size, fragments="on_fragment" in self.overridden
-        )
+        parser = FrameParser(settings.max_message_size, fragments="on_fragment" in self.overridden)
         writer = FrameWriter(self.outbox, transport, None, self._written)
         connection = Connection(transport, parser, writer)
         connection.keepalive = Keepalive(
