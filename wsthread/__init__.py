@@ -1,5 +1,6 @@
 """Threaded, callback-based WebSocket client for programs that are not async."""
 
+from . import shutdown
 from ._version import __version__
 from .client import WebSocketClient
 from .delegate import CallbackDelegate, WebSocketDelegate
@@ -29,6 +30,8 @@ from .limits import QueueLimit
 from .reconnect import Reconnect
 from .state import ConnectionState
 from .stats import ClientStats
+
+shutdown.install()
 
 __all__ = [
     "CallbackDelegate",

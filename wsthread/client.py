@@ -570,11 +570,10 @@ class WebSocketClient:
         raise NotConnected("the client is not connected; call connect()")
 
 
-def _entry(message: Message) -> Entry:
+def _entry(message: object) -> Entry:
     if isinstance(message, str):
         return Entry(OP_TEXT, message.encode(), message)
-    if isinstance(message, (bytearray, memoryview)):
-        message = bytes(message)
-    if isinstance(message, bytes):
-        return Entry(OP_BINARY, message, message)
+    if isinstance(message, (bytes, bytearray, memoryview)):
+        payload = bytes(message)  # a copy only where it can change
+        return Entry(OP_BINARY, payload, payload)
     raise TypeError(f"a message is str or bytes-like, not {type(message).__name__}")

@@ -304,7 +304,8 @@ class Mailbox:
                 starved, self._starved = self._starved, None
             if starved is not None:
                 starved.wake()
-            message = data = rest = None
+            message = data = None
+            rest = []
             del self, left, callback, life, starved
 
     def _call(self, client: WebSocketClient, name: str, args: Tuple[Any, ...]) -> None:
@@ -329,7 +330,7 @@ class Mailbox:
         try:
             if name != "on_error" and "on_error" in client.overridden:
                 try:
-                    client.delegate.on_error(client, error)  # type: ignore[union-attr]
+                    client.delegate.on_error(client, error)  # type: ignore[attr-defined]
                     return
                 except Exception as second:
                     error = second

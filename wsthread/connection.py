@@ -1,0 +1,341 @@
+"""One open connection, from the upgrade to its end: the reader's side of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from typing import TYPE_CHECKING, Any, List, Optional, Tuple
+
+from .errors import CloseCode, ConnectionClosed, WebSocketError, describe_close, detached
+from .frames import Close, FrameParser, Ping, Pong, encode_close
+from .keepalive import Keepalive
+from .mailbox import Gate
+from .outbox import Entry
+from .state import ConnectionState, Event
+from .transport import HANGUP, READ, WRITE, Transport
+from .writer import FrameWriter
+
+if TYPE_CHECKING:
+    from .session import Session
+
+logger = logging.getLogger("wsthread")
+
+#: How long a peer that has answered the close may take to close the TCP connection.
+_LINGER = 1.0
+_UNLIMITED = 1 << 30
+
+
+class Connection:
+    """One open connection and its closing handshake. Every attribute is the reader's own.
+
+    The session makes it, calls `attend` before and `read` after each wait until it is `over`,
+    and then `conclude`, which cuts every tie.
+    """
+
+    def __init__(self, session: Session, transport: Transport) -> None:
+        settings = session.settings
+        self._session = session
+        self.transport = transport
+        self.parser = FrameParser(
+            settings.max_message_size, fragments="on_fragment" in session.overridden
+        )
+        self.writer = FrameWriter(session.outbox, transport, None, session.written)
+        self.opened_at = time.monotonic()
+        self.keepalive = Keepalive(settings.ping_interval, settings.ping_timeout, self.opened_at)
+        self.gate: Optional[Gate] = None
+        self.gate_deadline = math.inf
+        self.close_deadline = math.inf  # when waiting for the close to complete ends
+        self.close_received: Optional[Close] = None
+        self.paused = False  # reading rests because the receive queue is full
+        self.hung_up = False  # the peer is known to have ended while reading rests
+        self.error: Optional[BaseException] = None  # why it failed
+        self.over = False
+
+    def gated(self) -> Gate:
+        """Hold the send queue back; return what lifts it before `open_grace` is over."""
+        self.gate = Gate(self._session.waker)
+        self.gate_deadline = self.opened_at + self._session.settings.open_grace
+        return self.gate
+
+    def conclude(self) -> Tuple[int, str, List[Entry]]:
+        """Close the transport; return close code, reason, and what was begun but not sent.
+
+        `error` then tells what was wrong, if anything was.
+        """
+        if self.parser.pending and not self._session.ending():
+            # Read before the end, and held back by a full receive queue: it is not lost.
+            self._deliver_rest()
+        transport = self.transport
+        transport.close(reset=transport.stalled or self._session.abort_request)
+        self._session.known.stats.bytes_sent += transport.written
+        code, reason = self._close_code()
+        closed = ConnectionClosed(f"not sent: {describe_close(code, reason)}", code, reason)
+        return code, reason, self.writer.detach(closed)
+
+    def interest(self) -> int:
+        writing = self.transport.stalled and self.writer.error is None
+        interest = WRITE if writing else 0
+        if not self.paused:
+            return interest | READ
+        return interest if self.hung_up else interest | HANGUP
+
+    def seconds_left(self) -> Optional[float]:
+        """Return the seconds until something is due; None: nothing is."""
+        due = min(self.keepalive.deadline(), self.gate_deadline, self.close_deadline)
+        return None if due == math.inf else due - time.monotonic()
+
+    def attend(self) -> None:
+        """Look at everything that may have been asked for or become due, and write."""
+        now = time.monotonic()
+        self._attend_requests(now)
+        gate = self.gate
+        if gate is not None and (gate.lifted or now >= self.gate_deadline):
+            if not gate.lifted:
+                logger.warning("on_open has not returned in time; the send queue goes on")
+            self.gate = None
+            self.gate_deadline = math.inf
+            self._session.outbox.lift()
+        if self.paused:
+            self._try_resume(now)
+        keepalive = self.keepalive
+        if now >= keepalive.deadline() and not self.over:
+            if keepalive.dead(now):
+                self._fail(ConnectionClosed("the peer does not answer pings"))
+                self.over = True
+            elif keepalive.ping_due(now):
+                self._session.outbox.keepalive_ping(os.urandom(8))
+        self._write(now)
+        if self.over:
+            return
+        closed = self.close_received is not None and self.writer.close_sent()
+        if closed:
+            self.close_deadline = min(self.close_deadline, now + _LINGER)
+        if now >= self.close_deadline:
+            self.over = True
+
+    def _attend_requests(self, now: float) -> None:
+        if self._session.abort_request:
+            self.over = True
+        elif self._session.drop_request:
+            self._session.outbox.close(encode_close(CloseCode.GOING_AWAY), now=True)
+            self.over = True
+        elif self._session.send_failure is not None:
+            self._fail(self._session.send_failure)
+            self.over = True
+        request = self._session.close_request
+        if request is not None:
+            if self._session.known.state is ConnectionState.CONNECTED:
+                self._session.change(Event.CLOSE)
+                self._session.outbox.refuse("the client is closing")
+                self._session.outbox.close(request.payload, now=False)
+                self.close_deadline = request.deadline
+            else:
+                self.close_deadline = min(self.close_deadline, request.deadline)
+
+    def _write(self, now: float) -> None:
+        transport = self.transport
+        stalled, before = transport.stalled, transport.written
+        if not self.writer.pump(reader=True) and not transport.stalled:
+            self._session.waker.wake()  # its rounds are over: read in between
+        if stalled and transport.written > before:
+            self.keepalive.restart(now)
+        if self._session.sent:
+            self._session.mailbox.put_sent(self._session.sent, self._session.life)
+        if self.writer.error is not None and self.paused:
+            self.hung_up_while_paused()
+
+    # Reading.
+
+    def read(self) -> None:
+        try:
+            data = self.transport.receive()
+        except OSError as error:
+            self._broken(error)
+            return
+        if data is None:
+            if self.writer.error is not None:
+                self._broken(self.writer.error)
+            return
+        if not data:
+            self._broken(None)
+            return
+        self.keepalive.heard = time.monotonic()
+        self.received(data)
+
+    def received(self, data: bytes) -> None:
+        self._session.known.stats.bytes_received += len(data)
+        if self.error is not None:
+            return  # the connection has failed; only its end is waited for
+        parser = self.parser
+        room = self._room()
+        items = parser.parse(data, room)
+        if items:
+            if parser.plain:
+                self._deliver(items, parser.size)
+            else:
+                self._sort(items, parser.size)
+        if parser.error is not None:
+            self._fail(parser.error)
+        elif parser.pending or (room < _UNLIMITED and not self._room()):
+            self._pause()
+
+    def _blocking(self) -> bool:
+        """Whether a full receive queue stops reading now; while closing it does not."""
+        return (
+            self._session.settings.receive_queue.overflow == "block"
+            and self._session.known.state is ConnectionState.CONNECTED
+        )
+
+    def _room(self) -> int:
+        return self._session.mailbox.room(self._session.waker) if self._blocking() else _UNLIMITED
+
+    def _pause(self) -> None:
+        if not self.paused:
+            self.paused = True
+            self.keepalive.suspend()
+            self._session.known.stats.back_pressure_pauses += 1
+
+    def _try_resume(self, now: float) -> None:
+        while self.parser.pending and self._room() and not self.over:
+            self.received(b"")
+        if self._room() and not self.parser.pending:
+            self.paused = False
+            self.keepalive.resume(now)
+
+    def _sort(self, items: List[Any], size: int) -> None:
+        """Deal with control frames and messages in the order they came."""
+        messages: List[Any] = []
+        for item in items:
+            if isinstance(item, Ping):
+                self._session.known.stats.pings_received += 1
+                self._session.outbox.owe_pong(item.payload)
+                event: Tuple[str, Tuple[Any, ...]] = ("on_ping", (item.payload,))
+            elif isinstance(item, Pong):
+                event = ("on_pong", (item.payload, self._ponged(item.payload)))
+            elif isinstance(item, Close):
+                self._close_received(item)
+                continue
+            else:
+                messages.append(item)
+                continue
+            if event[0] in self._session.overridden:
+                self._deliver(messages, size)
+                messages, size = [], 0
+                self._session.mailbox.put([("call", event, 0, self._session.life)])
+        self._deliver(messages, size)
+
+    def _ponged(self, payload: bytes) -> Optional[float]:
+        self._session.known.stats.pongs_received += 1
+        latency = self._session.outbox.ponged(payload, time.monotonic())
+        if latency is not None:
+            self._session.known.latency = latency
+        return latency
+
+    def _deliver(self, messages: List[Any], size: int) -> None:
+        """Hand messages (or fragments) of one read to the callbacks."""
+        count = len(messages)
+        if not count:
+            return
+        stats = self._session.known.stats
+        stats.messages_received += count
+        if self._session.life.silenced:
+            stats.messages_discarded += count
+            return
+        kind = "fragments" if "on_fragment" in self._session.overridden else "messages"
+        name = "on_fragment" if kind == "fragments" else "on_message"
+        if name not in self._session.overridden:
+            return
+        policy = self._session.settings.receive_queue.overflow
+        if policy == "drop_oldest":
+            limit = self._session.settings.receive_queue.messages
+            if count > limit:
+                self._session.known.drop(count - limit)
+                size = size * limit // count
+                messages = messages[-limit:]
+            self._session.mailbox.make_room(len(messages), size)
+        elif policy != "block":
+            room = self._session.mailbox.room(self._session.waker)
+            if room < count:
+                if policy == "close":
+                    self._overflowed()
+                self._session.known.drop(count - room)
+                size = size * room // count
+                messages = messages[:room]
+        if messages:
+            self._session.mailbox.put([(kind, messages, size, self._session.life)])
+
+    def _overflowed(self) -> None:
+        self._fail(
+            ConnectionClosed("the receive queue is full", CloseCode.POLICY_VIOLATION),
+        )
+
+    # The end of a self.
+
+    def _close_received(self, close: Close) -> None:
+        if self.close_received is not None:
+            return
+        self.close_received = close
+        code = None if close.code == CloseCode.NO_STATUS_RCVD else close.code
+        self._session.outbox.close(encode_close(code), now=True)
+        timeout = self._session.settings.close_timeout
+        self._closing(math.inf if timeout is None else timeout)
+
+    def _closing(self, timeout: float) -> None:
+        if self._session.known.state is ConnectionState.CONNECTED:
+            self._session.change(Event.CLOSE)
+        self.close_deadline = min(self.close_deadline, time.monotonic() + timeout)
+
+    def _fail(self, error: WebSocketError) -> None:
+        """Fail the connection (RFC 6455 7.1.7): say why, then wait for its end only shortly."""
+        if self.error is not None:
+            return
+        self.error = error
+        code = getattr(error, "code", CloseCode.ABNORMAL_CLOSURE)
+        if code != CloseCode.ABNORMAL_CLOSURE and self.close_received is None:
+            self._session.outbox.close(encode_close(code), now=True)
+            self._closing(_LINGER)
+            self.paused = False  # what comes is discarded
+
+    def _broken(self, error: Optional[OSError]) -> None:
+        """The end of the stream, or a socket error."""
+        self.over = True
+        if self.close_received is None and self.error is None:
+            if error is None:
+                self.error = ConnectionClosed("the connection ended without a close frame")
+            else:
+                self.error = ConnectionClosed(f"the connection broke: {error}")
+                self.error.__cause__ = detached(error)
+
+    def hung_up_while_paused(self) -> None:
+        """The peer hung up while reading is paused.
+
+        Whatever it sent before is still there to be read: then. Until it is, the descriptor
+        would report nothing else, so it is not watched. A reset leaves nothing to be read.
+        """
+        self.hung_up = True
+        error = self.writer.error or self.transport.pending_error()
+        if error is not None:
+            self._broken(error)
+
+    def _deliver_rest(self) -> None:
+        items = self.parser.parse(b"", _UNLIMITED)
+        self._sort(items, self.parser.size)
+
+    def _close_code(self) -> Tuple[int, str]:
+        """Return code and reason (RFC 6455 7.1.5, 7.1.6), and settle `_error`."""
+        error, received = self.error, self.close_received
+        sent = self.writer.close_sent()
+        code, reason = int(CloseCode.ABNORMAL_CLOSURE), ""
+        if error is not None:
+            if sent and received is None:
+                code = getattr(error, "code", code)  # ours: the code the peer was told
+        elif received is not None:
+            code, reason = received
+            clean = sent
+            if not self._session.ending() and not (clean and code in (1000, 1001, 1005)):
+                self.error = ConnectionClosed("", code, reason, clean)
+        elif not self._session.ending():
+            self.error = ConnectionClosed("", code)
+        return code, reason
