@@ -213,6 +213,8 @@ class RawServer:
         #: What a script raised; `close` raises it again.
         self.failure: Optional[BaseException] = None
         self.connections = 0
+        self._idle = threading.Condition()
+        self._served = 0
         self._thread = threading.Thread(target=self._run, name="raw-server", daemon=True)
         self._thread.start()
 
@@ -237,6 +239,16 @@ class RawServer:
             except BaseException as error:
                 self.failure = error
                 sock.close()
+            connection = None  # type: ignore[assignment]
+            with self._idle:
+                self._served += 1
+                self._idle.notify_all()
+            del sock
+
+    def settle(self) -> None:
+        """Wait until every connection so far has been dealt with and is closed."""
+        with self._idle:
+            assert self._idle.wait_for(lambda: self._served == self.connections, SOON)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

@@ -157,7 +157,9 @@ def cycle(url: str, certificates: Certificates, dispatchers: Dispatchers) -> Lis
 CONTEXT: List[Any] = []
 
 
-def assert_nothing_grows(run: Callable[[], Any], cycles: int) -> None:
+def assert_nothing_grows(
+    run: Callable[[], Any], cycles: int, settle: Callable[[], None] = lambda: None
+) -> None:
     """Run cycles with the collector off; threads, descriptors, objects, memory stay."""
     for _ in range(20):  # imports, caches, free lists
         run()
@@ -165,11 +167,14 @@ def assert_nothing_grows(run: Callable[[], Any], cycles: int) -> None:
     gc.disable()
     tracemalloc.start()
     try:
-        run()
+        for _ in range(20):
+            run()
+        settle()
         before = counts()
         before = counts()  # with a tuple like the one that is there at the end
         for _ in range(cycles):
             run()
+        settle()
         after = counts()
     finally:
         tracemalloc.stop()
@@ -215,3 +220,118 @@ def test_promise_01_nothing_is_left_of_a_thousand(
     echo_url: str, certificates: Certificates, kind: str
 ) -> None:
     check_cycles(echo_url, certificates, kind, THOROUGH)
+
+
+# Cycles that end in an error.
+
+
+def refused() -> Tuple[str, Any]:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return f"ws://127.0.0.1:{unused.getsockname()[1]}/", None
+
+
+def bad_handshake(connection: RawConnection) -> None:
+    connection.read_head()
+    connection.sock.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno")
+    connection.read_to_end()
+
+
+def reset(connection: RawConnection) -> None:
+    connection.upgrade()
+    connection.read_frame()
+    connection.reset()
+
+
+def protocol_error(connection: RawConnection) -> None:
+    connection.upgrade()
+    connection.read_frame()
+    connection.sock.sendall(frame(1, b"fine") + frame(3))
+    assert connection.answer_close()[0] == 1002
+
+
+def invalid_text(connection: RawConnection) -> None:
+    connection.upgrade()
+    connection.read_frame()
+    connection.sock.sendall(frame(1, b"\xff"))
+    assert connection.answer_close()[0] == 1007
+
+
+def closed_by_peer(connection: RawConnection) -> None:
+    connection.upgrade()
+    connection.read_frame()
+    connection.sock.sendall(close_frame(1011, "broken"))
+    assert connection.read_frame()[0] == 8
+
+
+def failing_cycle(url: str, opens: bool, dispatcher: Any, context: Any) -> List[Any]:
+    delegate = Echo()
+    client = wsthread.WebSocketClient(
+        url, delegate, dispatcher=dispatcher, ssl_context=context, reconnect=False
+    )
+    if opens:
+        client.connect()
+        session = client._session
+        references = [weakref.ref(session)] if session is not None else []
+        del session
+        try:
+            client.send("hello")
+        except wsthread.NotConnected:
+            pass  # the end may come first
+        assert client.wait(SOON)
+        assert client.error is not None
+    else:
+        references = []
+        try:
+            client.connect()
+        except wsthread.ConnectError as error:
+            assert error is client.error
+        else:
+            raise AssertionError("connected")
+    assert [r() for r in references] == [None] * len(references)
+    return [weakref.ref(delegate), weakref.ref(client)]
+
+
+def check_failing(
+    script: Any, certificates: Certificates, kind: str, tls: bool, cycles: int
+) -> None:
+    dispatcher = wsthread.InlineDispatcher() if kind == "inline" else None
+    context = certificates.client_context() if tls else None
+    server = None
+    if script is refused:
+        url, opens = refused()[0], False
+    else:
+        server = RawServer(script, certificates.server_context() if tls else None)
+        url, opens = server.url, script is not bad_handshake
+
+    def run() -> None:
+        assert [r() for r in failing_cycle(url, opens, dispatcher, context)] == [None, None]
+
+    try:
+        # The raw peer is in this process: between two cycles it has none of its objects alive
+        # but may still be closing its socket.
+        assert_nothing_grows(run, cycles, server.settle if server is not None else lambda: None)
+    finally:
+        if server is not None:
+            server.close()
+
+
+FAILURES = [refused, bad_handshake, reset, protocol_error, invalid_text, closed_by_peer]
+
+
+@pytest.mark.parametrize("kind", ["default", "inline"])
+@pytest.mark.parametrize("script", FAILURES)
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_promise_01_nothing_is_left_of_failures(
+    script: Any, certificates: Certificates, kind: str, tls: bool
+) -> None:
+    check_failing(script, certificates, kind, tls, 30)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("script", FAILURES)
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_promise_01_nothing_is_left_of_a_thousand_failures(
+    script: Any, certificates: Certificates, tls: bool
+) -> None:
+    check_failing(script, certificates, "default", tls, THOROUGH)
