@@ -285,7 +285,7 @@ def failing_cycle(url: str, opens: bool, dispatcher: Any, context: Any) -> List[
         try:
             client.connect()
         except wsthread.ConnectError as error:
-            assert error is client.error
+            assert type(error) is type(client.error) and str(error) == str(client.error)
         else:
             raise AssertionError("connected")
     assert [r() for r in references] == [None] * len(references)

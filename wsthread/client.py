@@ -27,7 +27,7 @@ from typing import (
 from ._version import __version__
 from .delegate import Message, overridden, warn_of_typos
 from .dispatch import Dispatcher, OwnThreadDispatcher
-from .errors import ConnectTimeout, NotConnected, WebSocketError
+from .errors import ConnectTimeout, NotConnected, WebSocketError, raisable
 from .frames import OP_BINARY, OP_TEXT, check_close
 from .known import Known, Settings, check_seconds
 from .limits import QueueLimit
@@ -293,7 +293,7 @@ class WebSocketClient:
             del session
         if failure is not None:
             try:
-                raise failure
+                raise raisable(failure)
             finally:
                 del failure
 

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import Deque, List, Optional, Sequence, Tuple, Union
 
-from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError
+from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError, raisable
 from .frames import OP_CLOSE, OP_PING, OP_PONG
 from .limits import QueueLimit
 
@@ -146,7 +146,7 @@ class Outbox:
                     self._forget([entry])
                     entry.outcome = SendTimeout("the message was not begun within the timeout")
             if isinstance(entry.outcome, BaseException):
-                raise entry.outcome
+                raise raisable(entry.outcome)
             if entry.outcome is None:
                 raise SendTimeout("the message was not sent within the timeout")
 
@@ -183,7 +183,7 @@ class Outbox:
                         pings.remove(ping)
                 self._update()
             if ping.lost is not None:
-                raise ping.lost
+                raise raisable(ping.lost)
             assert ping.latency is not None
             return ping.latency
 
