@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
@@ -27,8 +28,8 @@ _TAIL = _EMPTY_BLOCK[1:]
 _PROBE = _TAIL + _EMPTY_BLOCK * 60
 
 #: zlib copies the input it has not used yet when the output has no room, or a final block comes
-#: early. Small slices keep these copies small, and what one slice inflates to below 5 MiB.
-_SLICE = 4096
+#: early. Small slices keep these copies small, and small pieces what is inflated in vain.
+_SLICE = 8192
 _PIECE = 1 << 20
 
 
@@ -214,24 +215,24 @@ class Inflater:
         inflating stops and MessageTooBig is raised. Data that cannot be inflated, or a message
         that ends within a block, raises ProtocolError with code 1007.
         """
+        # The sink grows in place and gives its bytes without a copy: a list of parts, joined,
+        # would hold everything twice.
+        sink = io.BytesIO()
         try:
             if len(data) <= _SLICE:
-                result = self._feed(data, max_length)
+                self._feed(data, max_length, sink)
             else:
-                parts = []
                 for start in range(0, len(data), _SLICE):
-                    part = self._feed(memoryview(data)[start : start + _SLICE], max_length)
-                    max_length -= len(part)
-                    parts.append(part)
-                result = b"".join(parts)
+                    part = memoryview(data)[start : start + _SLICE]
+                    max_length = self._feed(part, max_length, sink)
             if final:
                 self._end()
         except zlib.error as error:
             raise _undecodable(str(error)) from None
-        return result
+        return sink.getvalue()
 
-    def _feed(self, data: Union[bytes, memoryview], room: int) -> bytes:
-        parts = []
+    def _feed(self, data: Union[bytes, memoryview], room: int, sink: io.BytesIO) -> int:
+        """Inflate one slice into the sink; return how much may still come."""
         while True:
             decoder = self._decoder
             if decoder is None:
@@ -242,7 +243,7 @@ class Inflater:
             room -= len(part)
             if room < 0:
                 raise MessageTooBig("the message inflates to more than is allowed")
-            parts.append(part)
+            sink.write(part)
             if decoder.eof:
                 # A block with BFINAL (7.2.3.4) ends a DEFLATE stream, not the message: what
                 # follows is a new stream with an empty window.
@@ -251,7 +252,7 @@ class Inflater:
             else:
                 data = decoder.unconsumed_tail
             if not data and len(part) < limit:  # else zlib may hold back output
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+                return room
 
     def _end(self) -> None:
         # No stream here: the last block had BFINAL, and the empty one behind it is missing.
@@ -282,11 +283,12 @@ def make_offers(
         raise TypeError(
             f'compression is "deflate", Deflate, several Deflate or None, not {compression!r}'
         )
-    offers = tuple(compression)
-    for offer in offers:
+    offers: List[Deflate] = []
+    for offer in compression:
         if not isinstance(offer, Deflate):
             raise TypeError(f"compression contains {offer!r}, which is no Deflate")
-    return offers
+        offers.append(offer)
+    return tuple(offers)
 
 
 def negotiate(offers: Sequence[Deflate], answer: Extensions) -> Optional[Agreement]:
