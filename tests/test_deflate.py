@@ -608,6 +608,7 @@ def test_a_bomb_is_what_it_says():
         "000500ffff48656c6c6f00",  # LEN and NLEN disagree
         "f24805f0f0f0",
         "f348cdc9c90700",  # BFINAL, and no empty block behind it
+        "f348cdc9c907",  # BFINAL, and cut where the tail would complete it
         "f248cdc9c907",  # the end is missing
         "f248cdc9c9070000",  # more than the end
         "f248cdc9c90700000000ffff",  # the tail was not taken off
