@@ -1,0 +1,163 @@
+"""The clients under test, each used through its public interface as its users do.
+
+A client is a class with ``name``, ``version()``, ``echo(url)`` (send back every
+message until the connection is over) and ``texts(url)`` (the messages that come
+until then). Errors of a connection are no verdict: the suite's server judges
+what it saw. ``echo`` returns them as text, to be shown beside a failed case.
+
+Keepalive is off everywhere: the suite takes an unexpected ping for a deviation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from importlib import metadata
+from typing import Any, Dict, List, Optional, Type
+
+MAX_MESSAGE_SIZE = 64 * 2**20  # the largest of the suite's messages have 16 MiB
+TIMEOUT = 60.0  # seconds for one step; the driver bounds a whole case
+
+
+class Client:
+    name: str
+
+    def __init__(self, compression: bool, dispatcher: str) -> None:
+        self.compression = compression
+        self.dispatcher = dispatcher
+
+    def version(self) -> str:
+        return metadata.version(self.name)
+
+    def echo(self, url: str) -> Optional[str]:
+        raise NotImplementedError
+
+    def texts(self, url: str) -> List[str]:
+        raise NotImplementedError
+
+
+class Wsthread(Client):
+    name = "wsthread"
+
+    def version(self) -> str:
+        import wsthread
+
+        return wsthread.__version__
+
+    def _options(self) -> Dict[str, Any]:
+        import wsthread
+
+        limit = wsthread.QueueLimit(bytes=2 * MAX_MESSAGE_SIZE)
+        options: Dict[str, Any] = {
+            "reconnect": False,
+            "proxy": False,
+            "compression": "deflate" if self.compression else None,
+            "connect_timeout": TIMEOUT,
+            "send_timeout": TIMEOUT,
+            "ping_interval": None,
+            "max_message_size": MAX_MESSAGE_SIZE,
+            "send_queue": limit,
+        }
+        if self.dispatcher == "inline":
+            options["dispatcher"] = wsthread.InlineDispatcher()
+        known = inspect.signature(wsthread.WebSocketClient).parameters
+        return {name: value for name, value in options.items() if name in known}
+
+    def echo(self, url: str) -> Optional[str]:
+        import wsthread
+
+        errors: List[str] = []
+
+        class Echo(wsthread.WebSocketDelegate):
+            def on_message(self, client: Any, message: Any) -> None:
+                # The peer may have begun to close behind its last message.
+                with contextlib.suppress(wsthread.NotConnected):
+                    client.send(message)
+
+            def on_error(self, client: Any, error: BaseException) -> None:
+                errors.append(f"{type(error).__name__}: {error}")
+
+        try:
+            with wsthread.WebSocketClient(url, Echo(), **self._options()) as client:
+                client.wait()
+        except wsthread.WebSocketError as error:
+            errors.append(f"{type(error).__name__}: {error}")
+        return "; ".join(errors) or None
+
+    def texts(self, url: str) -> List[str]:
+        import wsthread
+
+        received: List[str] = []
+        delegate = wsthread.CallbackDelegate(on_message=lambda _, text: received.append(text))
+        with wsthread.WebSocketClient(url, delegate, **self._options()) as client:
+            client.wait()
+        return received
+
+
+class WebsocketClient(Client):
+    name = "websocket-client"
+
+    def echo(self, url: str) -> Optional[str]:
+        import websocket
+
+        errors: List[str] = []
+
+        def on_data(app: Any, data: Any, opcode: int, _final: bool) -> None:
+            with contextlib.suppress(websocket.WebSocketConnectionClosedException):
+                app.send(data, opcode)
+
+        app = websocket.WebSocketApp(
+            url,
+            on_data=on_data,
+            on_error=lambda _, error: errors.append(f"{type(error).__name__}: {error}"),
+        )
+        app.run_forever()
+        return "; ".join(errors) or None
+
+    def texts(self, url: str) -> List[str]:
+        import websocket
+
+        connection = websocket.create_connection(url, timeout=TIMEOUT)
+        received: List[str] = []
+        with contextlib.closing(connection):
+            while True:
+                opcode, data = connection.recv_data()
+                if opcode == websocket.ABNF.OPCODE_CLOSE:
+                    return received
+                received.append(data.decode())
+
+
+class Websockets(Client):
+    name = "websockets"
+
+    def _connect(self, url: str) -> Any:
+        from websockets.sync.client import connect
+
+        return connect(
+            url,
+            compression="deflate" if self.compression else None,
+            max_size=MAX_MESSAGE_SIZE,
+            open_timeout=TIMEOUT,
+            ping_interval=None,
+            proxy=None,
+        )
+
+    def echo(self, url: str) -> Optional[str]:
+        from websockets.exceptions import WebSocketException
+
+        try:
+            with self._connect(url) as connection:
+                for message in connection:
+                    connection.send(message)
+        except (WebSocketException, OSError) as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def texts(self, url: str) -> List[str]:
+        with self._connect(url) as connection:
+            return list(connection)
+
+
+CLIENTS: Dict[str, Type[Client]] = {
+    client.name: client for client in (Wsthread, WebsocketClient, Websockets)
+}
