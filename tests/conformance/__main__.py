@@ -67,13 +67,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     if python27 is None:
         print("skipped: no CPython 2.7 with pip found (set WSTHREAD_PYTHON27 to name one)")
         return 1 if options.strict else 0
-    # Cases 12 and 13 are about permessage-deflate; the others see clients without it.
-    compression = any(p == "*" or p.split(".")[0] in ("12", "13") for p in options.patterns)
-    client = CLIENTS[options.client](compression, options.dispatcher)
-    version = client.version()
+    version = CLIENTS[options.client](options.dispatcher).version()
     started = time.monotonic()
     run = Run(
-        (options.client, compression, options.dispatcher),
+        (options.client, options.dispatcher),
         f"{options.client}-{version}",
         options.case_timeout,
         options.verbose,
@@ -102,7 +99,6 @@ def main(argv: Optional[List[str]] = None) -> int:
             "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
             "seconds": round(seconds, 1),
             "selection": options.patterns,
-            "compression": compression,
         }
         if options.client == "wsthread":
             facts["dispatcher"] = options.dispatcher

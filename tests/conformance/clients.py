@@ -22,9 +22,9 @@ TIMEOUT = 60.0  # seconds for one step; the driver bounds a whole case
 class Client:
     name: str
 
-    def __init__(self, compression: bool, dispatcher: str) -> None:
-        self.compression = compression
+    def __init__(self, dispatcher: str) -> None:
         self.dispatcher = dispatcher
+        self.compression = False  # set before each call, by the case
 
     def version(self) -> str:
         return metadata.version(self.name)
@@ -98,21 +98,28 @@ class WebsocketClient(Client):
     name = "websocket-client"
 
     def echo(self, url: str) -> Optional[str]:
+        # The library leaves the closing code after an error to its user: choose the right one.
         import websocket
 
-        errors: List[str] = []
-
-        def on_data(app: Any, data: Any, opcode: int, _final: bool) -> None:
-            with contextlib.suppress(websocket.WebSocketConnectionClosedException):
-                app.send(data, opcode)
-
-        app = websocket.WebSocketApp(
-            url,
-            on_data=on_data,
-            on_error=lambda _, error: errors.append(f"{type(error).__name__}: {error}"),
-        )
-        app.run_forever()
-        return "; ".join(errors) or None
+        text, binary = websocket.ABNF.OPCODE_TEXT, websocket.ABNF.OPCODE_BINARY
+        connection = websocket.create_connection(url, timeout=TIMEOUT)
+        try:
+            while True:
+                opcode, data = connection.recv_data()
+                if opcode == text:
+                    data.decode()
+                if opcode in (text, binary):
+                    connection.send(data, opcode)
+        except (UnicodeDecodeError, websocket.WebSocketPayloadException) as error:
+            connection.close(websocket.STATUS_INVALID_PAYLOAD)
+            return f"{type(error).__name__}: {error}"
+        except websocket.WebSocketProtocolException as error:
+            connection.close(websocket.STATUS_PROTOCOL_ERROR)
+            return f"{type(error).__name__}: {error}"
+        except (websocket.WebSocketException, OSError) as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
+            connection.shutdown()
 
     def texts(self, url: str) -> List[str]:
         import websocket

@@ -22,21 +22,22 @@ from .server import FuzzingServer
 
 STATUS_TIMEOUT = 30.0  # for the server to see the end of a case the client has ended
 REPORT_TIMEOUT = 120.0
-# A compression case may run for minutes and is closed by the server in the end.
-SLOW_GROUPS = ("12", "13")
-SLOW_FACTOR = 5
+# The cases of permessage-deflate; clients do without it in all others.
+COMPRESSION_GROUPS = ("12", "13")
+# Such a case may run for minutes; the server ends it in the end.
+COMPRESSION_TIMEOUT_FACTOR = 5
 
 
 class RunError(Exception):
     """The run itself failed, not a case."""
 
 
-def client_process(pipe: Connection, name: str, compression: bool, dispatcher: str) -> None:
-    """A client's process: obeys ``(method, url)`` until the pipe ends."""
-    client = CLIENTS[name](compression, dispatcher)
+def client_process(pipe: Connection, name: str, dispatcher: str) -> None:
+    """A client's process: obeys ``(method, url, compression)`` until the pipe ends."""
+    client = CLIENTS[name](dispatcher)
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
-            method, url = pipe.recv()
+            method, url, client.compression = pipe.recv()
             try:
                 answer = (True, getattr(client, method)(url))
             except Exception as error:  # the driver reports it, whatever it is
@@ -59,8 +60,8 @@ class Worker:
         self._process.start()
         theirs.close()
 
-    def ask(self, method: str, url: str) -> None:
-        self.pipe.send((method, url))
+    def ask(self, method: str, url: str, compression: bool = False) -> None:
+        self.pipe.send((method, url, compression))
 
     def answer(self) -> Tuple[bool, Any]:
         try:
@@ -103,8 +104,12 @@ class Lane:
 
     def start(self, case: str, number: int, timeout: float) -> None:
         self.case, self._number, self._confirming = case, number, False
+        compression = case.split(".")[0] in COMPRESSION_GROUPS
+        if compression:
+            timeout *= COMPRESSION_TIMEOUT_FACTOR
         self.deadline = time.monotonic() + timeout
-        self.worker.ask("echo", self.server.url(f"runCase?case={number}&agent={self.agent}"))
+        url = self.server.url(f"runCase?case={number}&agent={self.agent}")
+        self.worker.ask("echo", url, compression)
 
     def advance(self, notes: Dict[str, str]) -> None:
         """Take the client's answer: ask for the server's result next, or the case is over."""
@@ -136,7 +141,6 @@ class Run:
         self._timeout, self._verbose = timeout, verbose
         self._notes: Dict[str, str] = {}
         self._hung: List[str] = []
-        self._logs: List[str] = []
         self.cases: Dict[str, str] = {}  # id: description
         self.results: List[Result] = []
 
@@ -186,8 +190,7 @@ class Run:
             for lane in lanes:
                 if lane.case is None and waiting:
                     case = waiting.pop()
-                    slow = SLOW_FACTOR if case.split(".")[0] in SLOW_GROUPS else 1
-                    lane.start(case, numbers[case], slow * self._timeout)
+                    lane.start(case, numbers[case], self._timeout)
             busy = [lane for lane in lanes if lane.case is not None]
             if not busy:
                 return
