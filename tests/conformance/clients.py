@@ -15,6 +15,12 @@ import inspect
 from importlib import metadata
 from typing import Any, Dict, List, Optional, Type
 
+import websocket
+from websockets.exceptions import WebSocketException
+from websockets.sync.client import connect
+
+import wsthread
+
 MAX_MESSAGE_SIZE = 64 * 2**20  # the largest of the suite's messages have 16 MiB
 TIMEOUT = 60.0  # seconds for one step; the driver bounds a whole case
 
@@ -39,14 +45,8 @@ class Client:
 class Wsthread(Client):
     name = "wsthread"
 
-    def version(self) -> str:
-        import wsthread
-
-        return wsthread.__version__
 
     def _options(self) -> Dict[str, Any]:
-        import wsthread
-
         limit = wsthread.QueueLimit(bytes=2 * MAX_MESSAGE_SIZE)
         options: Dict[str, Any] = {
             "reconnect": False,
@@ -64,8 +64,6 @@ class Wsthread(Client):
         return {name: value for name, value in options.items() if name in known}
 
     def echo(self, url: str) -> Optional[str]:
-        import wsthread
-
         errors: List[str] = []
 
         class Echo(wsthread.WebSocketDelegate):
@@ -85,8 +83,6 @@ class Wsthread(Client):
         return "; ".join(errors) or None
 
     def texts(self, url: str) -> List[str]:
-        import wsthread
-
         received: List[str] = []
         delegate = wsthread.CallbackDelegate(on_message=lambda _, text: received.append(text))
         with wsthread.WebSocketClient(url, delegate, **self._options()) as client:
@@ -99,8 +95,6 @@ class WebsocketClient(Client):
 
     def echo(self, url: str) -> Optional[str]:
         # The library leaves the closing code after an error to its user: choose the right one.
-        import websocket
-
         text, binary = websocket.ABNF.OPCODE_TEXT, websocket.ABNF.OPCODE_BINARY
         connection = websocket.create_connection(url, timeout=TIMEOUT)
         try:
@@ -122,8 +116,6 @@ class WebsocketClient(Client):
             connection.shutdown()
 
     def texts(self, url: str) -> List[str]:
-        import websocket
-
         connection = websocket.create_connection(url, timeout=TIMEOUT)
         received: List[str] = []
         with contextlib.closing(connection):
@@ -138,8 +130,6 @@ class Websockets(Client):
     name = "websockets"
 
     def _connect(self, url: str) -> Any:
-        from websockets.sync.client import connect
-
         return connect(
             url,
             compression="deflate" if self.compression else None,
@@ -150,8 +140,6 @@ class Websockets(Client):
         )
 
     def echo(self, url: str) -> Optional[str]:
-        from websockets.exceptions import WebSocketException
-
         try:
             with self._connect(url) as connection:
                 for message in connection:

@@ -11,6 +11,11 @@ import sys
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional
 
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
 SUITE = "autobahntestsuite==25.10.1"
 VIRTUALENV = "virtualenv==20.15.1"  # the newest series that still makes 2.7 environments
 PROBE = "import sys, pip; assert sys.version_info[:2] == (2, 7)"
@@ -60,7 +65,7 @@ def default_cache() -> Path:
     """The user's cache directory for this driver."""
     if sys.platform == "darwin":
         root = Path.home() / "Library" / "Caches"
-    elif os.name == "nt":
+    elif sys.platform == "win32":
         root = Path(os.environ.get("LOCALAPPDATA", str(Path.home() / "AppData" / "Local")))
     else:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -79,7 +84,7 @@ def suite_python(python27: str, cache: Path) -> Path:
     """
     cache.mkdir(parents=True, exist_ok=True)
     home = cache.resolve() / SUITE.replace("==", "-")
-    scripts = "Scripts/python.exe" if os.name == "nt" else "bin/python"
+    scripts = "Scripts/python.exe" if sys.platform == "win32" else "bin/python"
     python, marker = home / "venv" / scripts, home / "complete"
     with _locked(cache / (home.name + ".lock")):
         if marker.exists() and _imports_suite(python):
@@ -124,6 +129,8 @@ def _run(command: List[str], **environ: str) -> None:
         output = (error.output or b"").decode(errors="replace")
         text = f"no end after {INSTALL_TIMEOUT:.0f} s: {' '.join(command)}\n{output}"
         raise InstallError(text) from None
+    except OSError as error:
+        raise InstallError(f"{error}: {' '.join(command)}") from error
     if done.returncode:
         output = done.stdout.decode(errors="replace")
         raise InstallError(f"exit status {done.returncode}: {' '.join(command)}\n{output}")
@@ -132,12 +139,8 @@ def _run(command: List[str], **environ: str) -> None:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with open(path, "a") as file:
-        if os.name == "nt":
-            import msvcrt
-
+        if sys.platform == "win32":
             msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
         else:
-            import fcntl
-
             fcntl.flock(file, fcntl.LOCK_EX)
         yield  # closing the file unlocks it

@@ -23,7 +23,7 @@ from .server import FuzzingServer
 STATUS_TIMEOUT = 30.0  # for the server to see the end of a case the client has ended
 REPORT_TIMEOUT = 120.0
 # The cases of permessage-deflate; clients do without it in all others.
-COMPRESSION_GROUPS = ("12", "13")
+COMPRESSION_GROUPS = ("12.", "13.")
 # Such a case may run for minutes; the server ends it in the end.
 COMPRESSION_TIMEOUT_FACTOR = 5
 
@@ -104,7 +104,7 @@ class Lane:
 
     def start(self, case: str, number: int, timeout: float) -> None:
         self.case, self._number, self._confirming = case, number, False
-        compression = case.split(".")[0] in COMPRESSION_GROUPS
+        compression = case.startswith(COMPRESSION_GROUPS)
         if compression:
             timeout *= COMPRESSION_TIMEOUT_FACTOR
         self.deadline = time.monotonic() + timeout
@@ -162,9 +162,9 @@ class Run:
     @contextlib.contextmanager
     def _lane(self, python: Path, patterns: List[str], directory: Path) -> Iterator[Lane]:
         directory.mkdir()
-        with FuzzingServer(python, patterns, directory) as server:
-            with contextlib.closing(Worker(*self._client)) as worker:
-                yield Lane(server, worker, self._agent)
+        server = FuzzingServer(python, patterns, directory)
+        with server, contextlib.closing(Worker(*self._client)) as worker:
+            yield Lane(server, worker, self._agent)
 
     def _read_cases(self, lane: Lane) -> Dict[str, int]:
         """The selected cases and their numbers at the server."""
