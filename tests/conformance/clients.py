@@ -45,23 +45,28 @@ class Client:
 class Wsthread(Client):
     name = "wsthread"
 
+    def version(self) -> str:
+        return wsthread.__version__
 
     def _options(self) -> Dict[str, Any]:
         limit = wsthread.QueueLimit(bytes=2 * MAX_MESSAGE_SIZE)
         options: Dict[str, Any] = {
             "reconnect": False,
-            "proxy": False,
-            "compression": "deflate" if self.compression else None,
             "connect_timeout": TIMEOUT,
             "send_timeout": TIMEOUT,
             "ping_interval": None,
             "max_message_size": MAX_MESSAGE_SIZE,
             "send_queue": limit,
         }
+        # Not in every version.
+        known = inspect.signature(wsthread.WebSocketClient).parameters
+        if "proxy" in known:
+            options["proxy"] = False
+        if "compression" in known:
+            options["compression"] = "deflate" if self.compression else None
         if self.dispatcher == "inline":
             options["dispatcher"] = wsthread.InlineDispatcher()
-        known = inspect.signature(wsthread.WebSocketClient).parameters
-        return {name: value for name, value in options.items() if name in known}
+        return options
 
     def echo(self, url: str) -> Optional[str]:
         errors: List[str] = []

@@ -75,10 +75,11 @@ def default_cache() -> Path:
 def suite_python(python27: str, cache: Path) -> Path:
     """A Python 2.7 that has the suite installed; makes the environment where needed.
 
-    Safe against interruption (the environment counts only once its marker is
-    written, the last step) and against runs at the same time (a lock file,
-    which the system unlocks when its holder dies). A virtualenv cannot be
-    moved, so it is built in place.
+    Safe against interruption: the environment counts only once its marker is
+    written, the last step. Safe against runs at the same time: a lock file, which
+    the system unlocks when its holders are gone; the installing processes hold it
+    too, so that none is still at work where another run begins. A virtualenv
+    cannot be moved, so it is built in place.
 
     Raises InstallError, with the output of what failed.
     """
@@ -86,20 +87,21 @@ def suite_python(python27: str, cache: Path) -> Path:
     home = cache.resolve() / SUITE.replace("==", "-")
     scripts = "Scripts/python.exe" if sys.platform == "win32" else "bin/python"
     python, marker = home / "venv" / scripts, home / "complete"
-    with _locked(cache / (home.name + ".lock")):
+    with _locked(cache / (home.name + ".lock")) as lock:
         if marker.exists() and _imports_suite(python):
             return python
         shutil.rmtree(home, ignore_errors=True)
         print(f"installing {SUITE} in {home} (once) ...", flush=True)
         boot = home / "boot"
         # Into a directory of ours, not into the user's Python 2.7.
-        _run([python27, "-m", "pip", "install", "--target", str(boot), VIRTUALENV])
+        _run([python27, "-m", "pip", "install", "--target", str(boot), VIRTUALENV], lock)
         data = ["--app-data", str(home / "app-data"), "--no-periodic-update"]
         _run(
             [python27, "-m", "virtualenv", *data, str(home / "venv")],
+            lock,
             PYTHONPATH=str(boot),
         )
-        _run([str(python), "-m", "pip", "install", SUITE])
+        _run([str(python), "-m", "pip", "install", SUITE], lock)
         marker.write_text(SUITE + "\n")
     return python
 
@@ -115,7 +117,7 @@ def _imports_suite(python: Path) -> bool:
         return False
 
 
-def _run(command: List[str], **environ: str) -> None:
+def _run(command: List[str], lock: int, **environ: str) -> None:
     try:
         done = subprocess.run(
             command,
@@ -123,6 +125,7 @@ def _run(command: List[str], **environ: str) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=INSTALL_TIMEOUT,
+            **({} if sys.platform == "win32" else {"pass_fds": [lock]}),
             env=python27_environ(**environ),
         )
     except subprocess.TimeoutExpired as error:
@@ -137,10 +140,10 @@ def _run(command: List[str], **environ: str) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[int]:
     with open(path, "a") as file:
         if sys.platform == "win32":
             msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
         else:
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file unlocks it
+        yield file.fileno()  # the lock goes with its last open copy
