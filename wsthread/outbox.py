@@ -27,7 +27,7 @@ class Entry:
         self.size = len(payload) + 14  # the longest header of a client's frame
         # Both the outbox's lock's:
         self.awaited = False  # its sender waits, and raises the outcome itself
-        self.outcome: Union[None, bool, BaseException] = None  # True once it is with the kernel
+        self.outcome: Union[bool, BaseException, None] = None  # True once it is with the kernel
 
 
 class Ping:
