@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import trustme
+from websockets.sync.server import serve
 
 import wsthread
 
@@ -46,8 +47,6 @@ class Certificates:
 
 
 def _serve(pipe: Any, pem: Optional[str]) -> None:
-    from websockets.sync.server import serve
-
     def handler(connection: Any) -> None:
         with contextlib.suppress(Exception):
             for message in connection:
@@ -355,6 +354,6 @@ class Recorder(wsthread.WebSocketDelegate):
                 if len(found) >= count:
                     return found[count - 1]
                 left = deadline - time.monotonic()
-                if left <= 0 or not self.changed.wait(left):
-                    if time.monotonic() >= deadline:
-                        raise TimeoutError(f"{count} x {name} not in {self.events}")
+                if left <= 0:
+                    raise TimeoutError(f"{count} x {name} not in {self.events}")
+                self.changed.wait(left)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import select
 import socket
 import threading
 import tracemalloc
@@ -93,8 +94,6 @@ class Dispatchers:
 
     def wait(self, event: threading.Event) -> None:
         if self.pump is not None:
-            import select
-
             while not event.is_set():
                 assert select.select([self.pump.fileno()], [], [], SOON)[0]
                 self.pump.run_pending()

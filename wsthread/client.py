@@ -464,7 +464,8 @@ class WebSocketClient:
         session = self._session
         if session is not None and not session.ending():
             session.request_drop()
-            warnings.warn(f"{self!r} was dropped while open", ResourceWarning, source=self)
+            text = f"{self!r} was dropped while open"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:
         state = self._known.state.name if hasattr(self, "_known") else "?"
