@@ -14,6 +14,7 @@ import weakref
 from typing import (
     Any,
     Callable,
+    Dict,
     FrozenSet,
     Iterable,
     List,
@@ -48,6 +49,10 @@ _READER_GRACE = 0.2
 
 HeadersLike = Union[Mapping[str, str], Iterable[Tuple[str, str]]]
 Timeout = Optional[float]
+
+
+#: All clients, for the hook of fork. Additions and removals are single dict operations.
+clients: Dict[int, weakref.ref[WebSocketClient]] = {}
 
 
 class WebSocketClient:
@@ -177,6 +182,8 @@ class WebSocketClient:
         self._life: Optional[Life] = None
         self._thread: Optional[threading.Thread] = None
         self._set_delegate(delegate, weak_delegate, stacklevel=3)
+        key = id(self)
+        clients[key] = weakref.ref(self, lambda _, pop=clients.pop: pop(key, None))
 
     # What is known. Any thread.
 
@@ -361,6 +368,12 @@ class WebSocketClient:
         with self._lock:
             if self._session is session:
                 self._session = None
+
+    def forked(self) -> None:
+        """In a forked child: there is no life. Called by the hook; takes no lock."""
+        self._lock = threading.Lock()
+        self._session = self._life = self._thread = None
+        self.mailbox.forked()
 
     def disconnect(
         self, code: int = 1000, reason: str = "", timeout: Timeout = _OMITTED, wait: bool = True

@@ -389,6 +389,16 @@ class Mailbox:
         with self._lock:
             self._starved = None
 
+    def forked(self) -> None:
+        """In a forked child: nothing waits, and nobody runs. Takes no lock."""
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._items.clear()
+        self._messages = self._bytes = 0
+        self._scheduled, self._running = False, None
+        self.inline = self.inline_thread = self._starved = None
+        self.dispatcher.forked()
+
     def runs_here(self) -> bool:
         """Whether the calling thread is running a callback of this client."""
         return self._running == threading.get_ident()

@@ -95,6 +95,7 @@ class Session:
         self._backoff: Optional[Backoff] = None
         self._error: Optional[BaseException] = None  # what ended the attempt or connection
         self._poller = Poller()
+        self._waiter: Optional[Waiter] = None  # of the opening under way
         self.thread = threading.Thread(
             target=_read, args=([self],), name=f"wsthread-reader-{next(_numbers)}", daemon=True
         )
@@ -140,6 +141,18 @@ class Session:
     def closing(self) -> bool:
         """Whether nothing more is accepted: the end was asked for, or has begun."""
         return self.ending() or self.known.state is ConnectionState.CLOSING
+
+    def forked(self) -> None:
+        """In a forked child: close the descriptors, and be over. Takes no lock."""
+        if self._connection is not None:
+            self._connection.transport.forked()
+        if self._waiter is not None:
+            self._waiter.forked()
+        self.waker.close()
+        self.abort_request = True
+        self.life = Life()
+        if self.known.state is not ConnectionState.DISCONNECTED:
+            self.known.state = next_state(self.known.state, Event.END)
 
     # Sending. Any thread.
 
@@ -228,7 +241,7 @@ class Session:
         deadline = None if timeout is None else time.monotonic() + timeout
         if self.give_up_at is not None and not self.ever_open:
             deadline = self.give_up_at if deadline is None else min(deadline, self.give_up_at)
-        waiter = Waiter(self.waker, self.ending, deadline)
+        waiter = self._waiter = Waiter(self.waker, self.ending, deadline)
         try:
             client = self.client()
             if client is None:
@@ -243,6 +256,8 @@ class Session:
             self._error = detached(error)
             self.known.stats.failed_attempts += 1
             return False
+        finally:
+            self._waiter = None
         self._open(opened)
         return True
 
