@@ -504,6 +504,7 @@ def test_invalid_text_after_good_messages(payload: bytes, fragments: bool) -> No
             assert parser.size == len(good)
         assert parser.error is not None
         assert parser.error.code == 1007
+        assert not parser._parts, "what can never be delivered is let go"
         assert code_of(good + bad, None, fragments=fragments) == 1007
 
 
@@ -571,6 +572,7 @@ def test_empty_fragments_do_not_pile_up() -> None:
     finally:
         tracemalloc.stop()
     assert kept < 5_000
+    assert len(parser._parts) == 1
     assert parser.partial == len("begin ")
     assert parser.parse(frame(OP_CONT, b"end")) == ["begin end"]
 
@@ -603,6 +605,8 @@ def test_a_message_that_trickles_in_costs_in_proportion(opcode: int) -> None:
         tracemalloc.stop()
     assert items == [payload.decode() if opcode == OP_TEXT else payload]
     assert parser.joined <= 2 * len(payload)
+    assert parser._parts == []
+    assert parser._compacted == 0
     # Parts and result; one object for each read would take twenty times the payload.
     assert peak < 3 * len(payload)
 
