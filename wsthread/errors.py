@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 from typing import Optional, Sequence, Tuple, TypeVar
 
@@ -145,3 +146,13 @@ def detached(error: E) -> E:
     """Return the error after `detach`."""
     detach(error)
     return error
+
+
+def again(error: E) -> E:
+    """Return an error like this one, for one more thread to raise.
+
+    Each thread that raises an error writes its frames into it.
+    """
+    other = copy.copy(error)
+    other.__cause__ = error.__cause__
+    return other
