@@ -521,6 +521,8 @@ class WebSocketClient:
             before = self._outbox
             if before is not None:
                 before.admit(entries, first=False, may_wait=False, deadline=None)
+                if self._session is not None:  # connect() came in between
+                    self._session.pump()
             else:
                 self._current().send(
                     entries, self.mailbox.opens_here(), not in_callback(), deadline

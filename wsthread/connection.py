@@ -106,7 +106,8 @@ class Connection:
                 self.over = True
             elif keepalive.ping_due(now):
                 self._session.outbox.keepalive_ping(os.urandom(8))
-        self._write(now)
+        if not self.over or self._session.drop_request:
+            self._write(now)
         if self.over:
             return
         closed = self.close_received is not None and self.writer.close_sent()
@@ -121,8 +122,8 @@ class Connection:
         elif self._session.drop_request:
             self._session.outbox.close(encode_close(CloseCode.GOING_AWAY), now=True)
             self.over = True
-        elif self._session.send_failure is not None:
-            self._fail(self._session.send_failure)
+        elif self._session.outbox.failure is not None:
+            self._fail(self._session.outbox.failure)
             self.over = True
         request = self._session.close_request
         if request is not None:
@@ -143,8 +144,15 @@ class Connection:
             self.keepalive.restart(now)
         if self._session.sent:
             self._session.mailbox.put_sent(self._session.sent, self._session.life)
-        if self.writer.error is not None and self.paused:
+        if self.writer.error is None:
+            return
+        if self.paused:
             self.hung_up_while_paused()
+        else:
+            # Read what the peer has sent to the last, perhaps its close frame: `read` ends this.
+            # Not every error of writing makes the descriptor readable.
+            self._session.waker.wake()
+            self.read()
 
     # Reading.
 

@@ -20,7 +20,6 @@ from .errors import (
     NotConnected,
     WebSocketError,
     describe_close,
-    detach,
     detached,
 )
 from .known import Known, Settings
@@ -78,7 +77,6 @@ class Session:
         self.close_request: Optional[CloseRequest] = None
         self.abort_request = False
         self.drop_request = False
-        self.send_failure: Optional[WebSocketError] = None
         #: Whether a connect() waits to raise the first failure itself. Written by connect().
         self.awaited = False
         self.connect_timeout = settings.connect_timeout
@@ -164,16 +162,12 @@ class Session:
             raise NotConnected("the client is closing")
         self.outbox.admit(entries, first, may_wait, deadline)
         self.pump()
-        last = entries[-1]
-        if last.awaited and last.outcome is None:
+        if entries[0].awaited:
             try:
-                self.outbox.wait_sent(last, deadline)
-            except TimeoutError as error:
-                if last.outcome is None:  # begun: the stream cannot go on without it
-                    detach(error)
-                    self.send_failure = error  # type: ignore[assignment]
+                self.outbox.wait_sent(entries[0], deadline)
+            finally:
+                if self.outbox.failure is not None:
                     self.waker.wake()
-                raise
 
     def flush(self, deadline: Optional[float]) -> None:
         """Wait until all that was accepted is with the kernel."""
@@ -191,7 +185,12 @@ class Session:
         """Write what waits, as far as it goes without waiting; leave the rest to the reader."""
         writer = self.writer
         if writer is not None:
-            if not writer.pump():
+            try:
+                done = writer.pump()
+            except BaseException:  # Ctrl-C: the reader has to see that the writer is broken
+                self.waker.wake()
+                raise
+            if not done:
                 self.waker.wake()
             if self.sent:
                 self.mailbox.put_sent(self.sent, self.life)
