@@ -27,7 +27,7 @@ from typing import (
 from ._version import __version__
 from .delegate import Message, overridden, warn_of_typos
 from .dispatch import Dispatcher, OwnThreadDispatcher
-from .errors import ConnectTimeout, NotConnected, WebSocketError
+from .errors import ConnectTimeout, NotConnected, WebSocketError, raisable
 from .frames import OP_BINARY, OP_TEXT, check_close
 from .known import Known, Settings, check_seconds
 from .limits import QueueLimit
@@ -292,7 +292,7 @@ class WebSocketClient:
             del session
         if failure is not None:
             try:
-                raise failure
+                raise raisable(failure)
             finally:
                 del failure
 
@@ -481,7 +481,8 @@ class WebSocketClient:
         session = self._session
         if session is not None and not session.ending():
             session.request_drop()
-            warnings.warn(f"{self!r} was dropped while open", ResourceWarning, source=self)
+            text = f"{self!r} was dropped while open"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:
         state = self._known.state.name if hasattr(self, "_known") else "?"

@@ -85,6 +85,7 @@ class FrameParser:
     """
 
     __slots__ = (
+        "__weakref__",
         "_budget",
         "_buffer",
         "_closed",

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import Deque, List, Optional, Sequence, Tuple, Union
 
-from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError
+from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError, raisable
 from .frames import OP_CLOSE, OP_PING, OP_PONG
 from .limits import QueueLimit
 
@@ -27,7 +27,7 @@ class Entry:
         self.size = len(payload) + 14  # the longest header of a client's frame
         # Both the outbox's lock's:
         self.awaited = False  # its sender waits, and raises the outcome itself
-        self.outcome: Union[None, bool, BaseException] = None  # True once it is with the kernel
+        self.outcome: Union[bool, BaseException, None] = None  # True once it is with the kernel
 
 
 class Ping:
@@ -146,7 +146,7 @@ class Outbox:
                     self._forget([entry])
                     entry.outcome = SendTimeout("the message was not begun within the timeout")
             if isinstance(entry.outcome, BaseException):
-                raise entry.outcome
+                raise raisable(entry.outcome)
             if entry.outcome is None:
                 raise SendTimeout("the message was not sent within the timeout")
 
@@ -183,7 +183,7 @@ class Outbox:
                         pings.remove(ping)
                 self._update()
             if ping.lost is not None:
-                raise ping.lost
+                raise raisable(ping.lost)
             assert ping.latency is not None
             return ping.latency
 
