@@ -51,11 +51,13 @@ class Dispatcher:
 
 
 def _work(jobs: queue.SimpleQueue[Optional[Job]]) -> None:
-    while True:
+    closing = False
+    while not (closing and jobs.empty()):
         job = jobs.get()
         if job is None:
-            return
-        job()
+            closing = True
+        else:
+            job()
         del job
 
 
@@ -91,11 +93,14 @@ class ThreadDispatcher(Dispatcher):
 
     def schedule(self, job: Job) -> None:
         with self._lock:
+            worker = self._worker
             if self._closed:
-                raise RuntimeError("the dispatcher is closed")
-            if self._worker is None:
-                self._worker = _Worker(self._name)
-            self._worker.jobs.put(job)
+                # What waited when it was closed may take more than one turn.
+                if worker is None or worker.thread is not threading.current_thread():
+                    raise RuntimeError("the dispatcher is closed")
+            elif worker is None:
+                worker = self._worker = _Worker(self._name)
+            worker.jobs.put(job)
 
     def forked(self) -> None:
         self._lock = threading.Lock()
@@ -105,11 +110,13 @@ class ThreadDispatcher(Dispatcher):
         """End the thread after the callbacks that wait, and wait for that; any thread."""
         with self._lock:
             self._closed = True
-            worker, self._worker = self._worker, None
+            worker = self._worker
         if worker is not None:
             worker.jobs.put(None)
             if worker.thread is not threading.current_thread():
                 worker.thread.join()
+                with self._lock:
+                    self._worker = None
 
     def __enter__(self) -> ThreadDispatcher:
         return self

@@ -17,7 +17,7 @@ def _at_exit() -> None:
     sessions = [session for session in (ref() for ref in list(running.values())) if session]
     for session in sessions:
         session.request_drop()
-        session.mailbox.seal()
+        session.mailbox.seal(session.life)
     deadline = time.monotonic() + _EXIT_GRACE
     for session in sessions:
         session.thread.join(max(0.0, deadline - time.monotonic()))
