@@ -27,6 +27,7 @@ from typing import (
 )
 
 from ._version import __version__
+from .deflate import Deflate, make_offers, negotiate
 from .delegate import Message, overridden, warn_of_typos
 from .dispatch import Dispatcher, OwnThreadDispatcher
 from .errors import ConnectTimeout, NotConnected, WebSocketError, raisable
@@ -86,6 +87,8 @@ class WebSocketClient:
     :param sockopt: argument tuples for ``socket.setsockopt``.
     :param max_redirects: how many redirects are followed; never from TLS to plain. To another
         origin none of the headers, no user-info and no client certificate goes along.
+    :param compression: what to offer (RFC 7692): ``"deflate"`` (as ``Deflate()``), a `Deflate`,
+        several in order, or None.
     :param connect_timeout: bounds the whole opening, from resolving to the upgrade.
     :param close_timeout: bounds `disconnect`: what waits, close handshake and callbacks.
     :param send_timeout: how long `send` waits for room.
@@ -117,6 +120,7 @@ class WebSocketClient:
         local_address: Optional[Tuple[str, int]] = None,
         sockopt: Sequence[Tuple[Any, ...]] = (),
         max_redirects: int = 3,
+        compression: Union[str, Deflate, Sequence[Deflate], None] = "deflate",
         connect_timeout: Timeout = 10,
         close_timeout: Timeout = 5,
         send_timeout: Timeout = 30,
@@ -154,6 +158,7 @@ class WebSocketClient:
         )
         owner = delegate if weak_delegate else None
         headers = hold_weakly(headers, owner)
+        offers = make_offers(compression)
         #: What the next attempt opens with; the session asks for it.
         self.source = Source(
             url=hold_weakly(url, owner),
@@ -169,6 +174,8 @@ class WebSocketClient:
                 local_address=local_address,
                 sockopt=tuple(sockopt),
                 max_redirects=max_redirects,
+                offer=", ".join(offer.offer() for offer in offers) or None,
+                accept=functools.partial(negotiate, offers) if offers else None,
             ),
         )
         self._known = Known()
