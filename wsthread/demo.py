@@ -213,7 +213,8 @@ def _play_and_count(url: str, rounds: int) -> List[int]:
             _play(url)
             if number == 1:
                 before[:] = _count()
-        return [now - then for now, then in zip(_count(), before)]
+        after = _count()
+        return [now - then for now, then in zip(after, before)]
     finally:
         if was_enabled:
             gc.enable()
