@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import select
 import socket
-import sys
 import threading
 import tracemalloc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Callable, Iterator, List, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import pytest
 
@@ -20,10 +20,10 @@ from tests.support import (
     SOON,
     Certificates,
     RawConnection,
-    RawServer,
     close_frame,
     echo_server,
     frame,
+    raw_process,
 )
 
 QUICK, THOROUGH = 100, 1000
@@ -34,11 +34,8 @@ def certificates() -> Certificates:
     return Certificates()
 
 
-@pytest.fixture(scope="module", params=["plain", "tls"])
-def echo_url(request: Any, certificates: Certificates, tmp_path_factory: Any) -> Iterator[str]:
-    pem = None
-    if request.param == "tls":
-        pem = certificates.write(tmp_path_factory.mktemp("tls"))
+@pytest.fixture(scope="module")
+def echo_url(pem: Optional[str]) -> Iterator[str]:
     with echo_server(pem) as url:
         yield url
 
@@ -97,8 +94,6 @@ class Dispatchers:
 
     def wait(self, event: threading.Event) -> None:
         if self.pump is not None:
-            import select
-
             while not event.is_set():
                 assert select.select([self.pump.fileno()], [], [], SOON)[0]
                 self.pump.run_pending()
@@ -165,7 +160,8 @@ def assert_nothing_grows(run: Callable[[], Any], cycles: int) -> None:
     gc.disable()
     tracemalloc.start()
     try:
-        run()
+        for _ in range(20):
+            run()
         before = counts()
         before = counts()  # with a tuple like the one that is there at the end
         for _ in range(cycles):
@@ -215,3 +211,112 @@ def test_promise_01_nothing_is_left_of_a_thousand(
     echo_url: str, certificates: Certificates, kind: str
 ) -> None:
     check_cycles(echo_url, certificates, kind, THOROUGH)
+
+
+# Cycles that end in an error.
+
+
+def refused() -> str:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return f"ws://127.0.0.1:{unused.getsockname()[1]}/"
+
+
+def bad_handshake(connection: RawConnection) -> None:
+    connection.read_head()
+    connection.sock.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno")
+    connection.read_to_end()
+
+
+def reset(connection: RawConnection) -> None:
+    connection.upgrade()
+    connection.read_frame()
+    connection.reset()
+
+
+def protocol_error(connection: RawConnection) -> None:
+    connection.upgrade()
+    connection.read_frame()
+    connection.sock.sendall(frame(1, b"fine") + frame(3))
+    assert connection.answer_close()[0] == 1002
+
+
+def invalid_text(connection: RawConnection) -> None:
+    connection.upgrade()
+    connection.read_frame()
+    connection.sock.sendall(frame(1, b"\xff"))
+    assert connection.answer_close()[0] == 1007
+
+
+def closed_by_peer(connection: RawConnection) -> None:
+    connection.upgrade()
+    connection.read_frame()
+    connection.sock.sendall(close_frame(1011, "broken"))
+    assert connection.read_frame()[0] == 8
+
+
+def failing_cycle(url: str, opens: bool, dispatcher: Any, context: Any) -> List[Any]:
+    delegate = Echo()
+    client = wsthread.WebSocketClient(
+        url, delegate, dispatcher=dispatcher, ssl_context=context, reconnect=False
+    )
+    if opens:
+        client.connect()
+        session = client._session
+        references = [weakref.ref(session)] if session is not None else []
+        del session
+        try:
+            client.send("hello")
+        except wsthread.NotConnected:
+            pass  # the end may come first
+        assert client.wait(SOON)
+        assert client.error is not None
+    else:
+        references = []
+        try:
+            client.connect()
+        except wsthread.ConnectError as error:
+            assert type(error) is type(client.error) and str(error) == str(client.error)
+        else:
+            raise AssertionError("connected")
+    assert [r() for r in references] == [None] * len(references)
+    return [weakref.ref(delegate), weakref.ref(client)]
+
+
+def check_failing(
+    script: Any, certificates: Certificates, kind: str, pem: Optional[str], cycles: int
+) -> None:
+    dispatcher = wsthread.InlineDispatcher() if kind == "inline" else None
+    context = certificates.client_context() if pem is not None else None
+    server = contextlib.nullcontext(refused()) if script is refused else raw_process(script, pem)
+    with server as url:
+        opens = script not in (refused, bad_handshake)
+
+        def run() -> None:
+            assert [r() for r in failing_cycle(url, opens, dispatcher, context)] == [None, None]
+
+        assert_nothing_grows(run, cycles)
+
+
+@pytest.fixture(scope="module", params=["plain", "tls"])
+def pem(request: Any, certificates: Certificates, tmp_path_factory: Any) -> Optional[str]:
+    return certificates.write(tmp_path_factory.mktemp("tls")) if request.param == "tls" else None
+
+
+FAILURES = [refused, bad_handshake, reset, protocol_error, invalid_text, closed_by_peer]
+
+
+@pytest.mark.parametrize("kind", ["default", "inline"])
+@pytest.mark.parametrize("script", FAILURES)
+def test_promise_01_nothing_is_left_of_failures(
+    script: Any, certificates: Certificates, kind: str, pem: Optional[str]
+) -> None:
+    check_failing(script, certificates, kind, pem, 30)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("script", FAILURES)
+def test_promise_01_nothing_is_left_of_a_thousand_failures(
+    script: Any, certificates: Certificates, pem: Optional[str]
+) -> None:
+    check_failing(script, certificates, "default", pem, THOROUGH)

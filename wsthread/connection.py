@@ -38,9 +38,9 @@ class Connection:
         settings = session.settings
         self._session = session
         self.transport = transport
-        self.parser = FrameParser(
-            settings.max_message_size, fragments="on_fragment" in session.overridden
-        )
+        #: Decided for the whole connection, whatever delegates come.
+        self._kind = "fragments" if "on_fragment" in session.overridden else "messages"
+        self.parser = FrameParser(settings.max_message_size, fragments=self._kind == "fragments")
         self.writer = FrameWriter(session.outbox, transport, None, session.written)
         self.opened_at = time.monotonic()
         self.keepalive = Keepalive(settings.ping_interval, settings.ping_timeout, self.opened_at)
@@ -106,7 +106,8 @@ class Connection:
                 self.over = True
             elif keepalive.ping_due(now):
                 self._session.outbox.keepalive_ping(os.urandom(8))
-        self._write(now)
+        if not self.over or self._session.drop_request:
+            self._write(now)
         if self.over:
             return
         closed = self.close_received is not None and self.writer.close_sent()
@@ -121,8 +122,8 @@ class Connection:
         elif self._session.drop_request:
             self._session.outbox.close(encode_close(CloseCode.GOING_AWAY), now=True)
             self.over = True
-        elif self._session.send_failure is not None:
-            self._fail(self._session.send_failure)
+        elif self._session.outbox.failure is not None:
+            self._fail(self._session.outbox.failure)
             self.over = True
         request = self._session.close_request
         if request is not None:
@@ -143,8 +144,15 @@ class Connection:
             self.keepalive.restart(now)
         if self._session.sent:
             self._session.mailbox.put_sent(self._session.sent, self._session.life)
-        if self.writer.error is not None and self.paused:
+        if self.writer.error is None:
+            return
+        if self.paused:
             self.hung_up_while_paused()
+        else:
+            # Read what the peer has sent to the last, perhaps its close frame: `read` ends this.
+            # Not every error of writing makes the descriptor readable.
+            self._session.waker.wake()
+            self.read()
 
     # Reading.
 
@@ -215,6 +223,8 @@ class Connection:
             elif isinstance(item, Pong):
                 event = ("on_pong", (item.payload, self._ponged(item.payload)))
             elif isinstance(item, Close):
+                self._deliver(messages, size)  # before the state changes
+                messages, size = [], 0
                 self._close_received(item)
                 continue
             else:
@@ -243,15 +253,14 @@ class Connection:
         if self._session.life.silenced:
             stats.messages_discarded += count
             return
-        kind = "fragments" if "on_fragment" in self._session.overridden else "messages"
-        name = "on_fragment" if kind == "fragments" else "on_message"
+        name = "on_fragment" if self._kind == "fragments" else "on_message"
         if name not in self._session.overridden:
             return
         policy = self._session.settings.receive_queue.overflow
         if policy == "drop_oldest":
             limit = self._session.settings.receive_queue.messages
             if count > limit:
-                self._session.known.drop(count - limit)
+                self._session.mailbox.drop(count - limit)
                 size = size * limit // count
                 messages = messages[-limit:]
             self._session.mailbox.make_room(len(messages), size)
@@ -260,11 +269,11 @@ class Connection:
             if room < count:
                 if policy == "close":
                     self._overflowed()
-                self._session.known.drop(count - room)
+                self._session.mailbox.drop(count - room)
                 size = size * room // count
                 messages = messages[:room]
         if messages:
-            self._session.mailbox.put([(kind, messages, size, self._session.life)])
+            self._session.mailbox.put([(self._kind, messages, size, self._session.life)])
 
     def _overflowed(self) -> None:
         self._fail(

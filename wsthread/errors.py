@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import enum
 from typing import Optional, Sequence, Tuple, TypeVar
 
@@ -145,3 +146,14 @@ def detached(error: E) -> E:
     """Return the error after `detach`."""
     detach(error)
     return error
+
+
+def raisable(error: E) -> E:
+    """Return a copy to raise of an error that is also kept.
+
+    Raising puts the caller's frames on an error; one that the client keeps would keep them,
+    and they the client.
+    """
+    twin = copy.copy(error)
+    twin.__cause__ = error.__cause__
+    return twin

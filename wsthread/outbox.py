@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import Deque, List, Optional, Sequence, Tuple, Union
 
-from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError
+from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError, raisable
 from .frames import OP_CLOSE, OP_PING, OP_PONG
 from .limits import QueueLimit
 
@@ -27,16 +27,17 @@ class Entry:
         self.size = len(payload) + 14  # the longest header of a client's frame
         # Both the outbox's lock's:
         self.awaited = False  # its sender waits, and raises the outcome itself
-        self.outcome: Union[None, bool, BaseException] = None  # True once it is with the kernel
+        self.outcome: Union[bool, BaseException, None] = None  # True once it is with the kernel
 
 
 class Ping:
-    """A ping somebody waits for. The outbox's lock's."""
+    """A ping on its way. The outbox's lock's."""
 
-    __slots__ = ("latency", "lost", "payload", "sent_at")
+    __slots__ = ("awaited", "latency", "lost", "payload", "sent_at")
 
-    def __init__(self, payload: bytes) -> None:
+    def __init__(self, payload: bytes, awaited: bool = True) -> None:
         self.payload = payload
+        self.awaited = awaited  # somebody waits for it, and takes it back
         self.sent_at: Optional[float] = None
         self.latency: Optional[float] = None
         self.lost: Optional[WebSocketError] = None
@@ -72,6 +73,8 @@ class Outbox:
         self._close: Optional[bytes] = None
         self._close_now = False  # the close frame does not wait for the queue
         self.close_taken = False
+        #: Why the open connection cannot go on: a sender gave up a frame that was begun.
+        self.failure: Optional[SendTimeout] = None
 
     # Senders.
 
@@ -88,7 +91,8 @@ class Outbox:
         """
         size = sum(entry.size for entry in entries)
         with self.lock:
-            if self._waiting or not self._fits(len(entries), size):
+            # Who must not wait does not queue behind those who do, either.
+            if (self._waiting and may_wait) or not self._fits(len(entries), size):
                 self._wait_for_room(len(entries), size, may_wait, deadline)
             elif self._refusal is not None:
                 raise NotConnected(self._refusal)
@@ -98,8 +102,8 @@ class Outbox:
                 self._first.extend(entries)
             else:
                 self._queue.extend(entries)
-            if size > self._limit.bytes and may_wait and self._open:
-                entries[-1].awaited = True
+            if len(entries) == 1 and size > self._limit.bytes and may_wait and self._open:
+                entries[0].awaited = True
             self._update()
 
     def _fits(self, count: int, size: int) -> bool:
@@ -116,7 +120,7 @@ class Outbox:
             while True:
                 if self._refusal is not None:
                     raise NotConnected(self._refusal)
-                if self._waiting[0] is ticket and self._fits(count, size):
+                if (self._waiting[0] is ticket or not may_wait) and self._fits(count, size):
                     return
                 if not may_wait or not self._open:
                     raise QueueFull(
@@ -132,23 +136,35 @@ class Outbox:
     def wait_sent(self, entry: Entry, deadline: Optional[float]) -> None:
         """Wait until an entry is with the kernel; raises what became of it instead.
 
-        On SendTimeout an entry not yet begun is withdrawn; `entry.outcome` is then that error.
+        An entry not yet begun is withdrawn when its sender gives up; where a message was begun,
+        SendTimeout fails the connection, because the stream cannot go on without it.
         """
         with self.lock:
             try:
                 while entry.outcome is None:
                     left = _left(deadline)
-                    if left == 0 or not self.changed.wait(left):
-                        break
-            finally:
-                if entry.outcome is None and entry in self._queue:
-                    self._queue.remove(entry)
-                    self._forget([entry])
-                    entry.outcome = SendTimeout("the message was not begun within the timeout")
+                    if (left == 0 or not self.changed.wait(left)) and entry.outcome is None:
+                        begun = self._abandon(entry)
+                        if begun and entry.opcode != -1:
+                            self.failure = SendTimeout("a message begun was not sent in time")
+            except BaseException:  # Ctrl-C: what was begun goes on
+                if entry.outcome is None:
+                    self._abandon(entry)
+                raise
             if isinstance(entry.outcome, BaseException):
-                raise entry.outcome
-            if entry.outcome is None:
-                raise SendTimeout("the message was not sent within the timeout")
+                raise raisable(entry.outcome)
+
+    def _abandon(self, entry: Entry) -> bool:
+        """The sender of an entry gives it up; nobody is told of it. Returns whether it was begun.
+
+        Needs the lock.
+        """
+        entry.outcome = SendTimeout("not sent within the timeout")
+        if entry not in self._queue:
+            return True
+        self._queue.remove(entry)
+        self._forget([entry])
+        return False
 
     def mark(self) -> Entry:
         """Append a mark that is reached when all that was accepted before is with the kernel."""
@@ -183,7 +199,7 @@ class Outbox:
                         pings.remove(ping)
                 self._update()
             if ping.lost is not None:
-                raise ping.lost
+                raise raisable(ping.lost)
             assert ping.latency is not None
             return ping.latency
 
@@ -220,7 +236,7 @@ class Outbox:
         """Send a ping nobody waits for, unless one still waits to be written."""
         with self.lock:
             if not self._pings:
-                self._pings.append(Ping(payload))
+                self._pings.append(Ping(payload, awaited=False))
                 self._update()
 
     def ponged(self, payload: bytes, now: float) -> Optional[float]:
@@ -254,6 +270,7 @@ class Outbox:
         """
         with self.lock:
             self._open = False
+            self.failure = None
             self._gated = True
             self._pong = None
             for ping in [*self._pings, *self._awaited]:
@@ -283,10 +300,10 @@ class Outbox:
                 self._pong = None
             while self._pings:
                 ping = self._pings.popleft()
+                if not ping.awaited:  # of those nobody waits for, the newest is enough
+                    self._awaited = deque(other for other in self._awaited if other.awaited)
                 ping.sent_at = now
                 self._awaited.append(ping)
-                if len(self._awaited) > 64:
-                    self._awaited.popleft()
                 frames.append((OP_PING, ping.payload, None))
             if not self._close_now:
                 self._take_messages(frames)
@@ -304,12 +321,14 @@ class Outbox:
                 size += entry.size
                 frames.append((entry.opcode, entry.payload, entry))
 
-    def done(self, entries: Sequence[Entry]) -> None:
-        """These are with the kernel."""
+    def done(self, entries: Sequence[Entry]) -> List[Entry]:
+        """These are with the kernel; return those whose sender has not given them up."""
         with self.lock:
-            for entry in entries:
+            told = [entry for entry in entries if entry.outcome is None]
+            for entry in told:
                 entry.outcome = True
             self._forget(entries)
+            return told
 
     def failed(self, entries: Sequence[Entry], error: WebSocketError) -> List[Entry]:
         """These were begun on a connection that is gone; return those that go back."""
@@ -320,7 +339,8 @@ class Outbox:
 
     def _give_back(self, entries: Sequence[Entry], error: WebSocketError) -> List[Entry]:
         for entry in entries:
-            entry.outcome = error
+            if entry.outcome is None:
+                entry.outcome = error
         self._forget(entries)
         return [entry for entry in entries if not entry.awaited and entry.opcode != -1]
 
