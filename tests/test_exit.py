@@ -120,6 +120,17 @@ class Delegate(wsthread.WebSocketDelegate):
         happened.set()
 client = connected(dispatcher=wsthread.InlineDispatcher()); assert happened.wait(10)
 """,
+    "a callback sends for ever": """
+class Delegate(wsthread.WebSocketDelegate):
+    def on_message(self, client, message):
+        happened.set()
+        while True:
+            try:
+                client.send("hello")
+            except wsthread.QueueFull:
+                time.sleep(0.001)
+client = connected(); assert happened.wait(10)
+""",
     "daemon threads send and ping": """
 client = connected()
 def forever(method, *args):
@@ -283,6 +294,18 @@ time.sleep(0.2)
 assert sender.is_alive()
 """
     with RawServer(deaf) as server:
+        check(script, server.url, *flags)
+
+
+@FLAGS
+def test_promise_04_a_daemon_thread_is_connecting(flags: List[str]) -> None:
+    script = """
+client = wsthread.WebSocketClient(url, Delegate())
+threading.Thread(target=client.connect, daemon=True).start()
+while client.state is not wsthread.ConnectionState.CONNECTING:
+    time.sleep(0.01)
+"""
+    with RawServer(mute) as server:
         check(script, server.url, *flags)
 
 
