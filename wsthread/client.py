@@ -38,7 +38,7 @@ from .mailbox import Life, Mailbox, in_callback
 from .opening import OpenOptions, normalize_headers
 from .outbox import Entry, Outbox, Ping
 from .reconnect import Reconnect
-from .session import Session
+from .session import Session, exiting
 from .source import Source, hold_weakly
 from .state import ConnectionState
 from .stats import ClientStats
@@ -309,6 +309,7 @@ class WebSocketClient:
         finally:
             del session
         if failure is not None:
+            _rest_at_exit()
             try:
                 raise raisable(failure)
             finally:
@@ -558,6 +559,7 @@ class WebSocketClient:
         except BaseException as error:
             # Its traceback may be kept; the frames below must not keep the session.
             traceback.clear_frames(error.__traceback__)
+            _rest_at_exit()
             raise
 
     def flush(self, timeout: Timeout = _OMITTED) -> None:
@@ -578,6 +580,7 @@ class WebSocketClient:
             self._current().flush(None if timeout is None else time.monotonic() + timeout)
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)
+            _rest_at_exit()
             raise
 
     def ping(self, payload: bytes = b"", timeout: Timeout = _OMITTED) -> float:
@@ -605,6 +608,7 @@ class WebSocketClient:
             )
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)
+            _rest_at_exit()
             raise
 
     def _current(self) -> Session:
@@ -612,6 +616,15 @@ class WebSocketClient:
         if session is not None:
             return session
         raise NotConnected("the client is not connected; call connect()")
+
+
+def _rest_at_exit() -> None:
+    """Keep a daemon thread whose call failed because the interpreter ends from saying so.
+
+    The interpreter stops daemon threads wherever they are; this one stops here.
+    """
+    if exiting.is_set() and threading.current_thread().daemon:
+        threading.Event().wait()
 
 
 def _entry(message: object) -> Entry:

@@ -44,6 +44,8 @@ _numbers = itertools.count(1)
 #: The sessions that run, for the hooks of interpreter exit and fork. Additions and removals
 #: are single dict operations, which need no lock.
 running: dict[int, weakref.ref[Session]] = {}
+#: Set by the hook of interpreter exit, before it ends the sessions.
+exiting = threading.Event()
 
 
 class CloseRequest(NamedTuple):
