@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import configparser
+import sys
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+import state_diagram  # noqa: E402
 
 _metadata = configparser.ConfigParser()
 _metadata.read(ROOT / "setup.cfg", encoding="utf-8")
@@ -19,3 +25,17 @@ extensions = ["sphinx.ext.autodoc"]
 exclude_patterns = ["_build", "examples"]
 html_theme = "furo"
 html_static_path = ["_static"]
+html_title = f"wsthread {release}"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+
+
+def draw_states(app: object) -> None:
+    """Draw the state diagram from the table of this very build: it cannot be stale."""
+    state_diagram.write(ROOT / "docs" / "_static" / "states.svg")
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("builder-inited", draw_states)

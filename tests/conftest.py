@@ -104,7 +104,7 @@ class Snapshot:
         more_sockets = len(sockets()) - len(self.sockets)
         left = [f"thread {thread.name}" for thread in threads() - self.threads]
         if more_sockets > 0:
-            left.append(f"{more_sockets} open sockets")
+            left.append(f"open sockets: {more_sockets}")
         left += [
             f"process {pid}: {command}"
             for pid, command in children().items()

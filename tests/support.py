@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import trustme
+from websockets.sync.server import serve
 
 import wsthread
 
@@ -46,8 +47,6 @@ class Certificates:
 
 
 def _serve(pipe: Any, pem: Optional[str]) -> None:
-    from websockets.sync.server import serve
-
     def handler(connection: Any) -> None:
         with contextlib.suppress(Exception):
             for message in connection:
@@ -74,20 +73,20 @@ def _serve(pipe: Any, pem: Optional[str]) -> None:
 
 
 @contextlib.contextmanager
-def echo_server(pem: Optional[str] = None) -> Iterator[str]:
-    """A real server in a process of its own; gives its URL.
+def in_process(target: Callable[..., None], *args: Any) -> Iterator[int]:
+    """Run a server in a process of its own; gives the port it reports.
 
-    It echoes; ``push N`` makes it send the numbers below N, ``close CODE REASON`` close.
+    `target(pipe, *args)` sends its port, and ends when the pipe does.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, pem), daemon=True)
+    process = context.Process(target=target, args=(theirs, *args), daemon=True)
     process.start()
     theirs.close()
     try:
         if not ours.poll(SOON * 3):
             raise TimeoutError("the server did not start")
-        yield f"{'ws' if pem is None else 'wss'}://127.0.0.1:{ours.recv()}/"
+        yield ours.recv()
     finally:
         ours.close()
         process.join(SOON)
@@ -95,6 +94,36 @@ def echo_server(pem: Optional[str] = None) -> Iterator[str]:
             process.kill()
             process.join()
         process.close()
+
+
+@contextlib.contextmanager
+def echo_server(pem: Optional[str] = None) -> Iterator[str]:
+    """A real server in a process of its own; gives its URL.
+
+    It echoes; ``push N`` makes it send the numbers below N, ``close CODE REASON`` close.
+    """
+    with in_process(_serve, pem) as port:
+        yield f"{'ws' if pem is None else 'wss'}://127.0.0.1:{port}/"
+
+
+def _serve_raw(pipe: Any, script: Callable[[RawConnection], None], pem: Optional[str]) -> None:
+    context = None
+    if pem is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pem)
+    with RawServer(script, context) as server:
+        pipe.send(server.port)
+        with contextlib.suppress(EOFError):
+            pipe.recv()
+
+
+@contextlib.contextmanager
+def raw_process(
+    script: Callable[[RawConnection], None], pem: Optional[str] = None
+) -> Iterator[str]:
+    """A `RawServer` in a process of its own; gives its URL. `script` is a module's function."""
+    with in_process(_serve_raw, script, pem) as port:
+        yield f"{'ws' if pem is None else 'wss'}://127.0.0.1:{port}/"
 
 
 def frame(opcode: int, payload: bytes = b"", fin: bool = True, rsv: int = 0) -> bytes:
@@ -214,8 +243,6 @@ class RawServer:
         #: What a script raised; `close` raises it again.
         self.failure: Optional[BaseException] = None
         self.connections = 0
-        self._idle = threading.Condition()
-        self._served = 0
         self._thread = threading.Thread(target=self._run, name="raw-server", daemon=True)
         self._thread.start()
 
@@ -240,16 +267,6 @@ class RawServer:
             except BaseException as error:
                 self.failure = error
                 sock.close()
-            connection = None  # type: ignore[assignment]
-            with self._idle:
-                self._served += 1
-                self._idle.notify_all()
-            del sock
-
-    def settle(self) -> None:
-        """Wait until every connection so far has been dealt with and is closed."""
-        with self._idle:
-            assert self._idle.wait_for(lambda: self._served == self.connections, SOON)
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -338,6 +355,6 @@ class Recorder(wsthread.WebSocketDelegate):
                 if len(found) >= count:
                     return found[count - 1]
                 left = deadline - time.monotonic()
-                if left <= 0 or not self.changed.wait(left):
-                    if time.monotonic() >= deadline:
-                        raise TimeoutError(f"{count} x {name} not in {self.events}")
+                if left <= 0:
+                    raise TimeoutError(f"{count} x {name} not in {self.events}")
+                self.changed.wait(left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import socket as socket_module
 import ssl
@@ -14,6 +15,7 @@ import weakref
 from typing import (
     Any,
     Callable,
+    Dict,
     FrozenSet,
     Iterable,
     List,
@@ -27,7 +29,7 @@ from typing import (
 from ._version import __version__
 from .delegate import Message, overridden, warn_of_typos
 from .dispatch import Dispatcher, OwnThreadDispatcher
-from .errors import ConnectTimeout, NotConnected, WebSocketError
+from .errors import ConnectTimeout, NotConnected, WebSocketError, raisable
 from .frames import OP_BINARY, OP_TEXT, check_close
 from .known import Known, Settings, check_seconds
 from .limits import QueueLimit
@@ -48,6 +50,14 @@ _READER_GRACE = 0.2
 
 HeadersLike = Union[Mapping[str, str], Iterable[Tuple[str, str]]]
 Timeout = Optional[float]
+
+
+#: All clients, for the hook of fork. Additions and removals are single dict operations.
+clients: Dict[int, weakref.ref[WebSocketClient]] = {}
+
+
+def _forget(key: int, reference: object) -> None:
+    clients.pop(key, None)
 
 
 class WebSocketClient:
@@ -172,11 +182,11 @@ class WebSocketClient:
         self.mailbox = Mailbox(
             weakref.ref(self), dispatcher or OwnThreadDispatcher(), receive_queue, self._known.drop
         )
-        self._lock = threading.Lock()
-        # The lock's; `_session` is read without it where no lock may be taken.
+        self._lock = threading.RLock()  # a life that fails to start ends within connect()
+        # The lock's; `_session` and `_life` are read without it where no lock may be taken.
         self._life: Optional[Life] = None
-        self._thread: Optional[threading.Thread] = None
         self._set_delegate(delegate, weak_delegate, stacklevel=3)
+        clients[id(self)] = weakref.ref(self, functools.partial(_forget, id(self)))
 
     # What is known. Any thread.
 
@@ -293,7 +303,7 @@ class WebSocketClient:
             del session
         if failure is not None:
             try:
-                raise failure
+                raise raisable(failure)
             finally:
                 del failure
 
@@ -320,12 +330,13 @@ class WebSocketClient:
                 session.give_up_at = None if timeout is None else time.monotonic() + timeout
             session.awaited = wait
             self._known.error = None
-            self._life, self._thread = session.life, session.thread
             self._session = session
+            self._life = session.life  # after the session, see _asked
             try:
                 session.start()
-            except BaseException:
-                self._session = None
+            except BaseException as error:
+                self._session = session = None
+                traceback.clear_frames(error.__traceback__)
                 raise
             return session, True
 
@@ -339,15 +350,18 @@ class WebSocketClient:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 if not session.settled.wait(left):
                     return ConnectTimeout("the connection was not open in time")
+            failure = session.failure
+            if failure is None or (started and session.ever_open):
+                return None
         except BaseException:
             if started:
                 session.request_abort()
             raise
-        failure = session.failure
-        if failure is None or (started and session.ever_open):
-            return None
+        finally:
+            life = session.life
+            del session
         if started:
-            self._finish(None if deadline is None else time.monotonic() + 1)
+            self._finish(life, None if deadline is None else time.monotonic() + 1)
         return failure
 
     def _wait_for_end(self, deadline: Timeout) -> None:
@@ -357,10 +371,23 @@ class WebSocketClient:
             raise ConnectTimeout("the connection before did not end in time")
 
     def session_ended(self, session: Session) -> None:
-        """The session is over: let go of it. Called by its reader."""
+        """The session is over: let go of it. Called by its reader.
+
+        Its last events are appended under the lock, so that a connect() finds either the life
+        or its end, and the next life's events come behind.
+        """
         with self._lock:
+            needed = self.mailbox.append(session.last_items())
             if self._session is session:
                 self._session = None
+        if needed:
+            self.mailbox.schedule()
+
+    def forked(self) -> None:
+        """In a forked child: there is no life. Called by the hook; takes no lock."""
+        self._lock = threading.RLock()
+        self._session = self._life = None
+        self.mailbox.forked()
 
     def disconnect(
         self, code: int = 1000, reason: str = "", timeout: Timeout = _OMITTED, wait: bool = True
@@ -386,7 +413,7 @@ class WebSocketClient:
             else check_seconds("timeout", timeout)
         )
         deadline = None if timeout is None else time.monotonic() + timeout
-        session, life = self._session, self._life
+        life, session = self._asked()
         if life is None:
             return True
         life.silenced = True
@@ -394,15 +421,15 @@ class WebSocketClient:
             session.request_close(payload, timeout)
         del session
         if not wait:
-            return life.over.is_set()
-        return self._finish(deadline)
+            return life.over.is_set() and not life.sealed
+        return self._finish(life, deadline)
 
     def abort(self) -> None:
         """End the connection at once: nothing more is sent, no handshake; the peer sees a reset.
 
         Waits for the thread and for the callbacks that are due, as `disconnect` does.
         """
-        session, life = self._session, self._life
+        life, session = self._asked()
         if life is None:
             return
         life.silenced = True
@@ -410,26 +437,32 @@ class WebSocketClient:
             session.request_abort()
         del session
         timeout = self._settings.close_timeout
-        self._finish(None if timeout is None else time.monotonic() + timeout)
+        self._finish(life, None if timeout is None else time.monotonic() + timeout)
 
-    def _finish(self, deadline: Timeout) -> bool:
+    def _asked(self) -> Tuple[Optional[Life], Optional[Session]]:
+        """Return the life to end, and its session if it still runs. Takes no lock.
+
+        The life is read first: what is found second is its session, or none, or a later life's.
+        """
+        life, session = self._life, self._session
+        return (life, None) if session is None else (session.life, session)
+
+    def _finish(self, life: Life, deadline: Timeout) -> bool:
         """Wait for the reader, then for the callbacks; True when all have run."""
         with self._lock:
-            life, thread = self._life, self._thread
-        if life is None or thread is None:
-            return True
-        if thread is not threading.current_thread():
+            pass  # a connect() that begins this life has started the thread
+        if life.thread is not threading.current_thread() and life.thread.ident is not None:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            thread.join(None if left is None else left + _READER_GRACE)
+            life.thread.join(None if left is None else left + _READER_GRACE)
         if in_callback():
-            return life.over.is_set()
+            return life.over.is_set() and not life.sealed
         if deadline is not None:
             deadline = max(deadline, time.monotonic() + _CALLBACK_GRACE)
         over = self.mailbox.wait_over(life, deadline)
         if not over:
-            self.mailbox.seal()
+            self.mailbox.seal(life)
         self.mailbox.dispatcher.join(_CALLBACK_GRACE if over else 0)
-        return over
+        return over and not life.sealed
 
     def wait(self, timeout: Timeout = None) -> bool:
         """Wait until the life is over, its last callback included; return whether it is.
@@ -443,12 +476,13 @@ class WebSocketClient:
             raise RuntimeError("wait() in a callback would wait for its own thread")
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
-            life, thread = self._life, self._thread
-        if life is None or thread is None:
+            life = self._life
+        if life is None:
             return True
         if not self.mailbox.wait_over(life, deadline):
             return False
-        thread.join()
+        if life.thread.ident is not None:
+            life.thread.join()
         self.mailbox.dispatcher.join(None)
         return True
 
@@ -464,7 +498,8 @@ class WebSocketClient:
         session = self._session
         if session is not None and not session.ending():
             session.request_drop()
-            warnings.warn(f"{self!r} was dropped while open", ResourceWarning, source=self)
+            text = f"{self!r} was dropped while open"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
     def __repr__(self) -> str:
         state = self._known.state.name if hasattr(self, "_known") else "?"

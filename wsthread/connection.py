@@ -38,9 +38,9 @@ class Connection:
         settings = session.settings
         self._session = session
         self.transport = transport
-        self.parser = FrameParser(
-            settings.max_message_size, fragments="on_fragment" in session.overridden
-        )
+        #: Decided for the whole connection, whatever delegates come.
+        self._kind = "fragments" if "on_fragment" in session.overridden else "messages"
+        self.parser = FrameParser(settings.max_message_size, fragments=self._kind == "fragments")
         self.writer = FrameWriter(session.outbox, transport, None, session.written)
         self.opened_at = time.monotonic()
         self.keepalive = Keepalive(settings.ping_interval, settings.ping_timeout, self.opened_at)
@@ -223,6 +223,8 @@ class Connection:
             elif isinstance(item, Pong):
                 event = ("on_pong", (item.payload, self._ponged(item.payload)))
             elif isinstance(item, Close):
+                self._deliver(messages, size)  # before the state changes
+                messages, size = [], 0
                 self._close_received(item)
                 continue
             else:
@@ -251,15 +253,14 @@ class Connection:
         if self._session.life.silenced:
             stats.messages_discarded += count
             return
-        kind = "fragments" if "on_fragment" in self._session.overridden else "messages"
-        name = "on_fragment" if kind == "fragments" else "on_message"
+        name = "on_fragment" if self._kind == "fragments" else "on_message"
         if name not in self._session.overridden:
             return
         policy = self._session.settings.receive_queue.overflow
         if policy == "drop_oldest":
             limit = self._session.settings.receive_queue.messages
             if count > limit:
-                self._session.known.drop(count - limit)
+                self._session.mailbox.drop(count - limit)
                 size = size * limit // count
                 messages = messages[-limit:]
             self._session.mailbox.make_room(len(messages), size)
@@ -268,11 +269,11 @@ class Connection:
             if room < count:
                 if policy == "close":
                     self._overflowed()
-                self._session.known.drop(count - room)
+                self._session.mailbox.drop(count - room)
                 size = size * room // count
                 messages = messages[:room]
         if messages:
-            self._session.mailbox.put([(kind, messages, size, self._session.life)])
+            self._session.mailbox.put([(self._kind, messages, size, self._session.life)])
 
     def _overflowed(self) -> None:
         self._fail(

@@ -43,16 +43,21 @@ class Dispatcher:
     def join(self, timeout: Optional[float]) -> None:
         """Wait until the threads of a dispatcher that has ended are gone."""
 
+    def forked(self) -> None:
+        """The process is a forked child, in which no other thread exists. Must take no lock."""
+
     def close(self) -> None:
         """Give back what the dispatcher holds. Clients must be disconnected before."""
 
 
 def _work(jobs: queue.SimpleQueue[Optional[Job]]) -> None:
-    while True:
+    closing = False
+    while not (closing and jobs.empty()):
         job = jobs.get()
         if job is None:
-            return
-        job()
+            closing = True
+        else:
+            job()
         del job
 
 
@@ -88,21 +93,30 @@ class ThreadDispatcher(Dispatcher):
 
     def schedule(self, job: Job) -> None:
         with self._lock:
+            worker = self._worker
             if self._closed:
-                raise RuntimeError("the dispatcher is closed")
-            if self._worker is None:
-                self._worker = _Worker(self._name)
-            self._worker.jobs.put(job)
+                # What waited when it was closed may take more than one turn.
+                if worker is None or worker.thread is not threading.current_thread():
+                    raise RuntimeError("the dispatcher is closed")
+            elif worker is None:
+                worker = self._worker = _Worker(self._name)
+            worker.jobs.put(job)
+
+    def forked(self) -> None:
+        self._lock = threading.Lock()
+        self._worker = None
 
     def close(self) -> None:
         """End the thread after the callbacks that wait, and wait for that; any thread."""
         with self._lock:
             self._closed = True
-            worker, self._worker = self._worker, None
+            worker = self._worker
         if worker is not None:
             worker.jobs.put(None)
             if worker.thread is not threading.current_thread():
                 worker.thread.join()
+                with self._lock:
+                    self._worker = None
 
     def __enter__(self) -> ThreadDispatcher:
         return self
@@ -190,6 +204,13 @@ class PumpDispatcher(Dispatcher):
 
     def pumped_here(self) -> bool:
         return self._thread == threading.get_ident()
+
+    def forked(self) -> None:
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._jobs.clear()
+        self._waker.close()
+        self._waker = Waker()
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while callbacks wait; for select and the like."""

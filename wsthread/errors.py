@@ -148,11 +148,12 @@ def detached(error: E) -> E:
     return error
 
 
-def again(error: E) -> E:
-    """Return an error like this one, for one more thread to raise.
+def raisable(error: E) -> E:
+    """Return a copy to raise of an error that is also kept.
 
-    Each thread that raises an error writes its frames into it.
+    Raising puts the caller's frames on an error; one that the client keeps would keep them,
+    and they the client.
     """
-    other = copy.copy(error)
-    other.__cause__ = error.__cause__
-    return other
+    twin = copy.copy(error)
+    twin.__cause__ = error.__cause__
+    return twin

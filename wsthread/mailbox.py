@@ -7,8 +7,9 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Callable, Deque, Iterable, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Deque, List, Optional, Sequence, Tuple
 
+from .errors import detach
 from .limits import QueueLimit
 from .transport import Waker
 
@@ -25,11 +26,14 @@ _TURN = 16
 class Life:
     """What the threads that meet in one life, from connect() to the end, share about it."""
 
-    __slots__ = ("__weakref__", "over", "silenced")
+    __slots__ = ("__weakref__", "over", "sealed", "silenced", "thread")
 
-    def __init__(self) -> None:
+    def __init__(self, thread: threading.Thread) -> None:
+        self.thread = thread  # the reader
         #: Set by disconnect() and abort() on any thread, never unset: no on_message starts.
         self.silenced = False
+        #: No callback starts any more. The mailbox's lock's, never unset.
+        self.sealed = False
         #: Set when the last callback has run, or never will.
         self.over = threading.Event()
 
@@ -102,7 +106,7 @@ class Mailbox:
         self.dispatcher = dispatcher
         self.limit = limit
         #: Wakes the reader that runs this mailbox itself (InlineDispatcher), and that thread.
-        #: The reader assigns both.
+        #: The lock's.
         self.inline: Optional[Waker] = None
         self.inline_thread: Optional[int] = None
         self._client = client
@@ -119,18 +123,28 @@ class Mailbox:
 
     # Producers: the reader, and senders for "sent".
 
-    def put(self, items: Iterable[Item]) -> None:
-        """Append events. Any thread; never waits."""
+    def put(self, items: Sequence[Item]) -> None:
+        """Append events and have them run. Any thread; never waits."""
+        if self.append(items):
+            self.schedule()
+
+    def append(self, items: Sequence[Item]) -> bool:
+        """Append events; return whether `schedule` has to be called. Any thread; never waits."""
+        gone: Sequence[Item] = ()
         with self._lock:
             for item in items:
                 self._items.append(item)
                 if item[0] == "messages" or item[0] == "fragments":
                     self._messages += len(item[1])
                     self._bytes += item[2]
+                if item[3].sealed:
+                    gone = items
+            if gone:
+                gone = self._take_sealed()
             self._changed.notify_all()
-            if not self._items or not self._needs_token():
-                return
-        self._schedule()
+            needed = bool(self._items) and self._needs_token()
+        self._let_go(gone)
+        return needed
 
     def put_sent(self, sent: Deque[Any], life: Life) -> None:
         """Append what `sent` holds as one "sent" event. Any thread; never waits.
@@ -142,13 +156,18 @@ class Mailbox:
             batch = []
             while sent:
                 batch.append(sent.popleft())
-            if not batch:
+            if not batch or life.sealed:
                 return
             self._items.append(("sent", batch, 0, life))
             self._changed.notify_all()
             if not self._needs_token():
                 return
-        self._schedule()
+        self.schedule()
+
+    def drop(self, count: int) -> None:
+        """Count messages that did not get in."""
+        with self._lock:
+            self._dropped(count)
 
     def room(self, waker: Waker) -> int:
         """Return how many messages fit; where that is 0, `waker` is woken when some do."""
@@ -202,10 +221,10 @@ class Mailbox:
             if self._running is not None or not self._items:
                 return False
             self._running = threading.get_ident()
-        self.dispatcher.entered()
         outer = _here.mailbox, _here.opening
-        _here.mailbox, _here.opening = self, False
         try:
+            _here.mailbox, _here.opening = self, False
+            self.dispatcher.entered()
             for _ in range(_TURN):
                 if not self._run_next():
                     break
@@ -218,11 +237,12 @@ class Mailbox:
                 self._scheduled = self._scheduled or schedule
                 self._changed.notify_all()
             if schedule:
-                self._schedule()
+                self.schedule()
             del self, outer
         return more
 
     def _run_next(self) -> bool:
+        """Run one event; return whether the turn goes on. It ends with a life."""
         with self._lock:
             if not self._items:
                 return False
@@ -233,32 +253,45 @@ class Mailbox:
                 self._run_messages(client, kind, payload, size, life)
             elif kind == "end":
                 self._end(life)
+                return False
             elif kind == "lift":
                 payload.lift()
             elif client is not None:
-                self._run_call(client, kind, payload)
+                if kind == "sent" or kind == "unsent":
+                    self._run_batch(client, kind, payload, life)
+                else:
+                    self._run_call(client, kind, payload)
             return True
         finally:
             del self, kind, payload, size, life, client
 
     def _run_call(self, client: WebSocketClient, kind: str, payload: Any) -> None:
+        name, args = payload
+        _here.opening = kind == "opening"
         try:
-            if kind == "sent":
-                for message in payload:
-                    self._call(client, "on_sent", (message,))
-            elif kind == "unsent":
-                for message, error in payload:
-                    self._call(client, "on_unsent", (message, error))
-            else:
-                name, args = payload
-                _here.opening = kind == "opening"
-                try:
-                    self._call(client, name, args)
-                finally:
-                    _here.opening = False
+            self._call(client, name, args)
         finally:
-            message = error = name = args = None
-            del self, payload
+            _here.opening = False
+            del self, payload, args
+
+    def _run_batch(self, client: WebSocketClient, kind: str, batch: List[Any], life: Life) -> None:
+        left = deque(batch)
+        del batch
+        try:
+            while left and not life.sealed:
+                item = left.popleft()
+                if kind == "sent":
+                    self._call(client, "on_sent", (item,))
+                else:
+                    self._call(client, "on_unsent", item)
+        finally:
+            if left:
+                # Interrupted (Ctrl-C in a thread that pumps): the next turn goes on.
+                with self._lock:
+                    if not life.sealed:
+                        self._items.appendleft((kind, list(left), 0, life))
+            item = None
+            del self, left, life
 
     def _run_messages(
         self,
@@ -269,26 +302,25 @@ class Mailbox:
         life: Life,
     ) -> None:
         count = len(messages)
-        left = iter(messages)
+        left = deque(messages)
         del messages
+        name = "on_message" if kind == "messages" else "on_fragment"
+        callback = names = None
         try:
-            name = "on_message" if kind == "messages" else "on_fragment"
-            callback = getattr(client.delegate, name, None) if client is not None else None
-            while callback is not None:
+            while client is not None and left and not life.silenced:
                 try:
+                    names = client.overridden  # another one after set_delegate()
+                    callback = getattr(client.delegate, name, None)
+                    if callback is None:
+                        break
                     if kind == "messages":
-                        for message in left:
-                            if life.silenced:
-                                break
-                            callback(client, message)
+                        while left and not life.silenced and names is client.overridden:
+                            callback(client, left.popleft())
                     else:
-                        for data, opcode, final in left:
-                            if life.silenced:
-                                break
-                            callback(client, data, opcode, final)
-                    break
+                        while left and not life.silenced and names is client.overridden:
+                            callback(client, *left.popleft())
                 except BaseException as error:
-                    self._failed(client, name, error)  # type: ignore[arg-type]
+                    self._failed(client, name, error)
         finally:
             rest = list(left)
             with self._lock:
@@ -304,9 +336,7 @@ class Mailbox:
                 starved, self._starved = self._starved, None
             if starved is not None:
                 starved.wake()
-            message = data = None
-            rest = []
-            del self, left, callback, life, starved
+            del self, left, rest, callback, life, starved
 
     def _call(self, client: WebSocketClient, name: str, args: Tuple[Any, ...]) -> None:
         try:
@@ -322,26 +352,30 @@ class Mailbox:
     def _failed(self, client: WebSocketClient, name: str, error: BaseException) -> None:
         """Report what a callback raised: to on_error, or else to threading.excepthook."""
         is_main = threading.current_thread() is threading.main_thread()
-        if is_main and not isinstance(error, Exception):
-            raise error  # Ctrl-C and SystemExit belong to the program that pumps
-        if error.__traceback__ is not None:
-            # The first entry is our own frame, which is still running.
-            error.__traceback__ = error.__traceback__.tb_next
+        args: Any = None
         try:
+            if is_main and not isinstance(error, Exception):
+                raise error  # Ctrl-C and SystemExit belong to the program that pumps
+            if error.__traceback__ is not None:
+                # The first entry is our own frame, which is still running.
+                error.__traceback__ = error.__traceback__.tb_next
             if name != "on_error" and "on_error" in client.overridden:
                 try:
                     client.delegate.on_error(client, error)  # type: ignore[attr-defined]
                     return
-                except Exception as second:
+                except BaseException as second:
+                    if is_main and not isinstance(second, Exception):
+                        raise
                     error = second
             args = (type(error), error, error.__traceback__, threading.current_thread())
             try:
                 threading.excepthook(threading.ExceptHookArgs(args))
             except Exception:
                 logger.exception("threading.excepthook failed")
+            if error is client.error:
+                detach(error)  # raised again by on_error: the client must not hold its frames
         finally:
-            args = None  # type: ignore[assignment]
-            del self, error
+            del self, error, args
 
     # The end.
 
@@ -350,27 +384,49 @@ class Mailbox:
 
         On a thread that pumps the dispatcher the callbacks run here. Not for callbacks.
         """
-        while self.dispatcher.pumped_here() and not life.over.is_set():
+        while self._pumped_here() and not life.over.is_set():
             self.run()
             with self._lock:
-                if not self._items and not life.over.is_set():
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if left is not None and left <= 0:
-                        return False
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                if not life.over.is_set() and (not self._items or self._running is not None):
                     self._changed.wait(left)
         return life.over.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
-    def seal(self) -> None:
-        """Drop every event that waits; only a callback that has begun may still end."""
+    def _pumped_here(self) -> bool:
+        """Whether the callbacks might wait for this very thread, so that it has to run them."""
+        here = _here.mailbox  # another client's callback may occupy the thread they need
+        shared = here is not None and here.dispatcher is self.dispatcher
+        return (shared and not self.dispatcher.inline) or self.dispatcher.pumped_here()
+
+    def seal(self, life: Optional[Life]) -> None:
+        """Drop every event of a life (None: of all) that waits and that is still to come.
+
+        Only a callback that has begun may still end.
+        """
         with self._lock:
-            items = list(self._items)
-            self._items.clear()
-            for kind, payload, size, _ in items:
-                if kind == "messages" or kind == "fragments":
-                    self._messages -= len(payload)
-                    self._bytes -= size
-                    self._dropped(len(payload))
+            for one in [item[3] for item in self._items] if life is None else [life]:
+                one.sealed = one.silenced = True
+            gone = self._take_sealed()
+            starved, self._starved = self._starved, None
             self._changed.notify_all()
+        if starved is not None:
+            starved.wake()
+        self._let_go(gone)
+
+    def _take_sealed(self) -> List[Item]:
+        """Take out and count what is sealed. With the lock held."""
+        gone = [item for item in self._items if item[3].sealed]
+        self._items = deque(item for item in self._items if not item[3].sealed)
+        for kind, payload, size, _ in gone:
+            if kind == "messages" or kind == "fragments":
+                self._messages -= len(payload)
+                self._bytes -= size
+                self._dropped(len(payload))
+        return gone
+
+    def _let_go(self, items: Sequence[Item]) -> None:
         for kind, payload, _, life in items:
             if kind == "end":
                 self._end(life)
@@ -383,11 +439,30 @@ class Mailbox:
         with self._lock:
             self._changed.notify_all()
 
-    def release(self) -> None:
-        """The reader ends: let go of its waker."""
-        self.inline = self.inline_thread = None
+    def attach(self, waker: Waker) -> None:
+        """The calling reader runs this mailbox, from its next look on."""
         with self._lock:
-            self._starved = None
+            self.inline, self.inline_thread = waker, threading.get_ident()
+
+    def release(self, waker: Waker) -> None:
+        """The reader with this waker ends: let go of it."""
+        with self._lock:
+            if self._starved is waker:
+                self._starved = None
+            if self.inline is waker:
+                self.inline = self.inline_thread = None
+            elif self.inline is not None:
+                self.inline.wake()  # the next life's reader: it runs the callbacks from now on
+
+    def forked(self) -> None:
+        """In a forked child: nothing waits, and nobody runs. Takes no lock."""
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._items.clear()
+        self._messages = self._bytes = 0
+        self._scheduled, self._running = False, None
+        self.inline = self.inline_thread = self._starved = None
+        self.dispatcher.forked()
 
     def runs_here(self) -> bool:
         """Whether the calling thread is running a callback of this client."""
@@ -409,7 +484,8 @@ class Mailbox:
         self._scheduled = True
         return True
 
-    def _schedule(self) -> None:
+    def schedule(self) -> None:
+        """Have the dispatcher run what waits, after `append` asked for it."""
         try:
             self.dispatcher.schedule(Token(self))
         except Exception as error:
@@ -418,4 +494,4 @@ class Mailbox:
             logger.debug("callbacks cannot run any more: %s", error)
             with self._lock:
                 self._scheduled = False
-            self.seal()
+            self.seal(None)

@@ -1,9 +1,14 @@
-import socket, ssl, base64, os, hashlib
-from dataclasses import dataclass, field
+import base64
+import os
+import socket
+from dataclasses import dataclass
 from typing import *
 from urllib.parse import urlsplit
+
 from .errors import *
 from .transport import *
+
+
 @dataclass(frozen=True)
 class OpenOptions:
     headers: Any=(); subprotocols: Any=(); origin: Any=None; host: Any=None; user_agent: Any=None

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import Deque, List, Optional, Sequence, Tuple, Union
 
-from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError, again
+from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError, raisable
 from .frames import OP_CLOSE, OP_PING, OP_PONG
 from .limits import QueueLimit
 
@@ -152,7 +152,7 @@ class Outbox:
                     self._abandon(entry)
                 raise
             if isinstance(entry.outcome, BaseException):
-                raise again(entry.outcome)
+                raise raisable(entry.outcome)
 
     def _abandon(self, entry: Entry) -> bool:
         """The sender of an entry gives it up; nobody is told of it. Returns whether it was begun.
@@ -199,7 +199,7 @@ class Outbox:
                         pings.remove(ping)
                 self._update()
             if ping.lost is not None:
-                raise again(ping.lost)
+                raise raisable(ping.lost)
             assert ping.latency is not None
             return ping.latency
 

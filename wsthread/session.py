@@ -66,7 +66,6 @@ class Session:
         self.known = known
         self.mailbox: Mailbox = client.mailbox
         self.overridden = client.overridden  # replaced as a whole by set_delegate
-        self.life = Life()
         self.waker = Waker()
         self.outbox = outbox
         #: Set while connected, and at the end: connect() waits for it.
@@ -93,18 +92,26 @@ class Session:
         self._backoff: Optional[Backoff] = None
         self._error: Optional[BaseException] = None  # what ended the attempt or connection
         self._poller = Poller()
+        self._waiter: Optional[Waiter] = None  # of the opening under way
+        cell: List[Session] = []
+        self._cell = cell  # what the thread gets; emptied by it
         self.thread = threading.Thread(
-            target=_read, args=([self],), name=f"wsthread-reader-{next(_numbers)}", daemon=True
+            target=_read, args=(cell,), name=f"wsthread-reader-{next(_numbers)}", daemon=True
         )
+        self.life = Life(self.thread)
 
     def start(self) -> None:
         """Begin the life, on the thread of connect()."""
         self.change(Event.CONNECT)
         running[id(self)] = weakref.ref(self)
+        self._cell.append(self)
         try:
             self.thread.start()
         except RuntimeError as error:  # no more threads, or the interpreter ends
+            self._cell.clear()
             self._end()
+            if self.mailbox.dispatcher.inline:
+                self.mailbox.seal(self.life)  # there is no reader to run them
             raise ConnectError(f"no thread could be started: {error}") from None
 
     # Requests. Any thread.
@@ -138,6 +145,17 @@ class Session:
     def closing(self) -> bool:
         """Whether nothing more is accepted: the end was asked for, or has begun."""
         return self.ending() or self.known.state is ConnectionState.CLOSING
+
+    def forked(self) -> None:
+        """In a forked child: close the descriptors, and be over. Takes no lock."""
+        if self._connection is not None:
+            self._connection.transport.forked()
+        if self._waiter is not None:
+            self._waiter.forked()
+        self.waker.close()
+        self.abort_request = True
+        if self.known.state is not ConnectionState.DISCONNECTED:
+            self.known.state = next_state(self.known.state, Event.END)
 
     # Sending. Any thread.
 
@@ -227,7 +245,7 @@ class Session:
         deadline = None if timeout is None else time.monotonic() + timeout
         if self.give_up_at is not None and not self.ever_open:
             deadline = self.give_up_at if deadline is None else min(deadline, self.give_up_at)
-        waiter = Waiter(self.waker, self.ending, deadline)
+        waiter = self._waiter = Waiter(self.waker, self.ending, deadline)
         try:
             client = self.client()
             if client is None:
@@ -242,6 +260,8 @@ class Session:
             self._error = detached(error)
             self.known.stats.failed_attempts += 1
             return False
+        finally:
+            self._waiter = None
         self._open(opened)
         return True
 
@@ -395,21 +415,26 @@ class Session:
         """The life is over: give back the queue, say so, and let go of everything."""
         running.pop(id(self), None)
         self.outbox.refuse("the connection is over")
+        if self._error is None or not isinstance(self._error, ConnectError):
+            self.failure = ConnectError("the client was disconnected before it was open")
+        else:
+            self.failure = self._error
+        client = self.client()
+        if client is None:
+            self.mailbox.put(self.last_items())
+        else:
+            client.session_ended(self)
+        self.settled.set()
+
+    def last_items(self) -> List[Item]:
+        """Change the state to DISCONNECTED; return what the callbacks are told at the end."""
         back, error = self._give_up()
         items = self._unsent_items(back, error)
         if self.close_request is not None and self.known.state is not ConnectionState.CLOSING:
             items += self._change_items(Event.CLOSE)
         items += self._change_items(Event.END)
         items.append(("end", None, 0, self.life))
-        if self._error is None or not isinstance(self._error, ConnectError):
-            self.failure = ConnectError("the client was disconnected before it was open")
-        else:
-            self.failure = self._error
-        self.mailbox.put(items)
-        client = self.client()
-        if client is not None:
-            client.session_ended(self)
-        self.settled.set()
+        return items
 
     def _change_items(self, event: Event, kind: str = "call") -> List[Item]:
         """Change the state: the only place that does. Returns the callback's event."""
@@ -429,16 +454,17 @@ def _read(cell: List[Session]) -> None:
     """The reader thread. Callbacks that run on it have only this frame below them."""
     session = cell.pop()
     mailbox, inline = session.mailbox, session.mailbox.dispatcher.inline
+    life, waker = session.life, session.waker
     if inline:
-        mailbox.inline, mailbox.inline_thread = session.waker, threading.get_ident()
+        mailbox.attach(waker)
     steps = session.run()
     del session
     try:
         for _ in steps:
             while inline and mailbox.run():
                 pass
-        while inline and mailbox.run():
+        while inline and not life.over.is_set() and mailbox.run():
             pass
-        mailbox.release()
+        mailbox.release(waker)
     finally:
-        del steps, mailbox
+        del steps, mailbox, life, waker
