@@ -152,12 +152,13 @@ class RawConnection:
         self.sock = sock
         self.sock.settimeout(SOON)
         self._buffer = b""
+        self.head = b""  # the request, once it was read
 
     def read_head(self) -> bytes:
         while b"\r\n\r\n" not in self._buffer:
             self._more()
-        head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
-        return head
+        self.head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        return self.head
 
     def accept_head(self, head: bytes) -> bytes:
         key = next(
