@@ -175,7 +175,7 @@ class WebSocketClient:
         self._lock = threading.RLock()  # a life that fails to start ends within connect()
         # The lock's; `_session` and `_life` are read without it where no lock may be taken.
         self._life: Optional[Life] = None
-        self._set_delegate(delegate, weak_delegate, stacklevel=3)
+        self._set_delegate(delegate, weak_delegate, stacklevel=2)
 
     # What is known. Any thread.
 
@@ -242,7 +242,7 @@ class WebSocketClient:
 
         Between ``on_message`` and ``on_fragment`` the next connection decides anew.
         """
-        self._set_delegate(delegate, weak, stacklevel=3)
+        self._set_delegate(delegate, weak, stacklevel=2)
 
     def _set_delegate(self, delegate: Optional[object], weak: bool, stacklevel: int) -> None:
         names = overridden(delegate)
