@@ -56,6 +56,8 @@ class Rig:
             self.dispatcher.stop()
             self._pumping.join(SOON)
             assert not self._pumping.is_alive()
+            self._pumping = None
+            self.dispatcher.close()
         if self._pool is not None:
             self._pool.shutdown()
         if isinstance(self.dispatcher, wsthread.ThreadDispatcher):
@@ -559,6 +561,20 @@ def test_promise_07_keyboard_interrupt_while_pumping_loses_nothing(url: str, whe
     assert client.stats.messages_dropped == 0
     assert recorder.states()[-1] == "DISCONNECTED"
     assert client.mailbox._messages == client.mailbox._bytes == 0
+
+
+def test_pump_close_ends_the_callbacks_quietly(url: str) -> None:
+    pump, recorder = wsthread.PumpDispatcher(), Recorder()
+    client = quick(url, recorder, dispatcher=pump)
+    client.connect()
+    pump.close()
+    pump.close()
+    assert pump.fileno() == -1
+    client.send("x")
+    received(client, 1)
+    assert pump.run_pending() == 0
+    assert client.disconnect() is False
+    assert recorder.events == []
 
 
 # InlineDispatcher.
