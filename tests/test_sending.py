@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-import signal
 import socket
 import struct
 import sys
@@ -26,7 +24,7 @@ from tests.support import (
     echo_server,
     frame,
 )
-from wsthread import QueueLimit, Reconnect
+from wsthread import QueueLimit
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 KINDS = ["plain", "tls"]
@@ -429,9 +427,7 @@ def test_promise_10_the_queue_goes_out_in_order_once_open() -> None:
         assert client.pending == 10
         answer(connection)
         found = [connection.read_frame() for _ in range(10)]
-        assert found == [
-            (BINARY if number == 1 else TEXT, b"%d" % number) for number in range(10)
-        ]
+        assert found == [(BINARY if number == 1 else TEXT, b"%d" % number) for number in range(10)]
         client.flush()
         assert client.pending == 0
         client.abort()
