@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Iterator, List, Optional, Union
@@ -149,6 +151,18 @@ def test_the_server_closes_with_code_and_reason(url: str, options: Any) -> None:
     (error,) = [event[1] for event in delegate.of("error")]
     assert isinstance(error, wsthread.ConnectionClosed)
     assert (error.code, error.reason, error.clean) == (4321, "genug für heute", True)
+
+
+def test_five_lines(node_url: str) -> None:
+    example = Path(__file__).parent.parent / "docs" / "examples" / "echo.py"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(example), node_url],
+        env={**os.environ, "PYTHONPATH": str(example.parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=SOON,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Have a good day!\n", "")
 
 
 def test_node_is_told_code_reason_headers_and_pings(node_url: str) -> None:

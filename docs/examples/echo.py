@@ -1,7 +1,10 @@
-import wsthread
+"""Says something to an echo server and prints the answer: ``python echo.py URL``."""
 
-delegate = wsthread.CallbackDelegate(
-    on_open=lambda client: client.send("Have a good day!"),
-    on_message=lambda client, message: (print(message), client.disconnect()),
-)
-wsthread.WebSocketClient("ws://127.0.0.1:8765/", delegate).connect()
+import sys
+
+from wsthread import CallbackDelegate, WebSocketClient
+
+delegate = CallbackDelegate(on_message=lambda client, text: (print(text), client.disconnect()))
+with WebSocketClient(sys.argv[1], delegate) as client:
+    client.send("Have a good day!")
+    client.wait()
