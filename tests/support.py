@@ -40,6 +40,11 @@ class Certificates:
         self._cert.configure_cert(context)
         return context
 
+    def write_authority(self, directory: Path) -> str:
+        path = directory / "authority.pem"
+        self._ca.cert_pem.write_to_path(str(path))
+        return str(path)
+
     def write(self, directory: Path) -> str:
         path = directory / "server.pem"
         self._cert.private_key_and_cert_chain_pem.write_to_path(str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -93,18 +94,15 @@ def test_promise_17_fork(tls: bool, kind: str, tmp_path: Any) -> None:
             assert wait_for("message", count + 1) == ("message", "child")
             assert client.disconnect()
 
-        for lock in locks:
-            lock.acquire()
+        held_now, done = threading.Event(), threading.Event()
+        holder = threading.Thread(target=hold, args=(locks, held_now, done))
+        holder.start()
         try:
-            child_done = threading.Event()
-            # The child runs the check; the parent must let go of the locks meanwhile.
-            releaser = threading.Thread(target=_release, args=(locks, child_done))
-            releaser.start()
-            _RELEASE.wait(SOON)
+            assert held_now.wait(SOON)
             in_child(check)
         finally:
-            child_done.set()
-            releaser.join(SOON)
+            done.set()
+            holder.join(SOON)
         client.send("after")
         wait_for("message", 2)
         assert recorder.messages() == ["before", "after"]
@@ -114,11 +112,9 @@ def test_promise_17_fork(tls: bool, kind: str, tmp_path: Any) -> None:
             dispatcher.close()
 
 
-_RELEASE = threading.Event()
-
-
-def _release(locks: Any, done: threading.Event) -> None:
-    _RELEASE.set()
-    done.wait(SOON * 3)
-    for lock in locks:
-        lock.release()
+def hold(locks: Any, held: threading.Event, done: threading.Event) -> None:
+    with contextlib.ExitStack() as stack:
+        for lock in locks:
+            stack.enter_context(lock)
+        held.set()
+        done.wait(SOON * 3)

@@ -27,6 +27,7 @@ from typing import (
 )
 
 from ._version import __version__
+from .deflate import Deflate, make_offers, negotiate
 from .delegate import Message, overridden, warn_of_typos
 from .dispatch import Dispatcher, OwnThreadDispatcher
 from .errors import ConnectTimeout, NotConnected, WebSocketError, raisable
@@ -37,7 +38,7 @@ from .mailbox import Life, Mailbox, in_callback
 from .opening import OpenOptions, normalize_headers
 from .outbox import Entry, Outbox, Ping
 from .reconnect import Reconnect
-from .session import Session
+from .session import Session, exiting
 from .source import Source, hold_weakly
 from .state import ConnectionState
 from .stats import ClientStats
@@ -86,6 +87,8 @@ class WebSocketClient:
     :param sockopt: argument tuples for ``socket.setsockopt``.
     :param max_redirects: how many redirects are followed; never from TLS to plain. To another
         origin none of the headers, no user-info and no client certificate goes along.
+    :param compression: what to offer (RFC 7692): ``"deflate"`` (as ``Deflate()``), a `Deflate`,
+        several in order, or None.
     :param connect_timeout: bounds the whole opening, from resolving to the upgrade.
     :param close_timeout: bounds `disconnect`: what waits, close handshake and callbacks.
     :param send_timeout: how long `send` waits for room.
@@ -117,6 +120,7 @@ class WebSocketClient:
         local_address: Optional[Tuple[str, int]] = None,
         sockopt: Sequence[Tuple[Any, ...]] = (),
         max_redirects: int = 3,
+        compression: Union[str, Deflate, Sequence[Deflate], None] = "deflate",
         connect_timeout: Timeout = 10,
         close_timeout: Timeout = 5,
         send_timeout: Timeout = 30,
@@ -154,6 +158,7 @@ class WebSocketClient:
         )
         owner = delegate if weak_delegate else None
         headers = hold_weakly(headers, owner)
+        offers = make_offers(compression)
         #: What the next attempt opens with; the session asks for it.
         self.source = Source(
             url=hold_weakly(url, owner),
@@ -169,6 +174,8 @@ class WebSocketClient:
                 local_address=local_address,
                 sockopt=tuple(sockopt),
                 max_redirects=max_redirects,
+                offer=", ".join(offer.offer() for offer in offers) or None,
+                accept=functools.partial(negotiate, offers) if offers else None,
             ),
         )
         self._known = Known()
@@ -302,6 +309,7 @@ class WebSocketClient:
         finally:
             del session
         if failure is not None:
+            _rest_at_exit()
             try:
                 raise raisable(failure)
             finally:
@@ -551,6 +559,7 @@ class WebSocketClient:
         except BaseException as error:
             # Its traceback may be kept; the frames below must not keep the session.
             traceback.clear_frames(error.__traceback__)
+            _rest_at_exit()
             raise
 
     def flush(self, timeout: Timeout = _OMITTED) -> None:
@@ -571,6 +580,7 @@ class WebSocketClient:
             self._current().flush(None if timeout is None else time.monotonic() + timeout)
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)
+            _rest_at_exit()
             raise
 
     def ping(self, payload: bytes = b"", timeout: Timeout = _OMITTED) -> float:
@@ -598,6 +608,7 @@ class WebSocketClient:
             )
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)
+            _rest_at_exit()
             raise
 
     def _current(self) -> Session:
@@ -605,6 +616,15 @@ class WebSocketClient:
         if session is not None:
             return session
         raise NotConnected("the client is not connected; call connect()")
+
+
+def _rest_at_exit() -> None:
+    """Keep a daemon thread whose call failed because the interpreter ends from saying so.
+
+    The interpreter stops daemon threads wherever they are; this one stops here.
+    """
+    if exiting.is_set() and threading.current_thread().daemon:
+        threading.Event().wait()
 
 
 def _entry(message: object) -> Entry:

@@ -17,6 +17,8 @@ _PARAMETER = re.compile(
 _NAME = re.compile(rf"[ \t]*({_TOKEN})")
 _SEPARATOR = re.compile(r"(?:[ \t]*,)+[ \t]*|[ \t]*\Z")
 _LEADING = re.compile(r"[ \t,]*")
+#: Control characters, and surrogates, which UTF-8 cannot carry.
+_FORBIDDEN = re.compile("[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 #: Fields that the handshake, or the absence of a body, decides.
 _OWNED = frozenset(
     {"host", "connection", "upgrade", "content-length", "transfer-encoding", "trailer", "te"}
@@ -60,7 +62,7 @@ def normalize_headers(headers: object) -> List[Tuple[str, str]]:
 def check_value(name: str, value: str) -> str:
     """Return a field's value without the white space around it; ValueError if it is none."""
     value = value.strip(" \t")
-    if any((c < " " and c != "\t") or c == "\x7f" or "\ud800" <= c < "\ue000" for c in value):
+    if _FORBIDDEN.search(value):
         raise ValueError(f"the value of the header {name} contains a character that is not allowed")
     return value
 

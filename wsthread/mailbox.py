@@ -177,6 +177,14 @@ class Mailbox:
         with self._lock:
             self._dropped(count)
 
+    def idle(self, waker: Waker) -> bool:
+        """Whether every callback so far has run; where not, `waker` is woken as they do."""
+        with self._lock:
+            if not self._items and self._running is None:
+                return True
+            self._starved = waker
+            return False
+
     def room(self, waker: Waker) -> int:
         """Return how many messages fit; where that is 0, `waker` is woken when some do."""
         with self._lock:
@@ -244,9 +252,12 @@ class Mailbox:
                 schedule = more and not self._scheduled and not self.dispatcher.inline
                 self._scheduled = self._scheduled or schedule
                 self._changed.notify_all()
+                starved = None if more else self._starved
             if schedule:
                 self.schedule()
-            del self, outer
+            if starved is not None:
+                starved.wake()
+            del self, outer, starved
         return more
 
     def _run_next(self) -> bool:

@@ -204,6 +204,9 @@ def _connect(target: Target, options: OpenOptions, waiter: Waiter) -> Transport:
             connect_tcp(target.host, target.port, waiter, options.local_address, options.sockopt)
         )
     waiter.check()
+    if sock.fileno() == -1:
+        text = "the socket given is closed: it is good for one connection"
+        raise ConnectError(text) from ValueError(text)
     try:
         return Transport(sock)
     except OSError as error:

@@ -15,6 +15,10 @@ from .limits import QueueLimit
 _BATCH = 65536
 
 
+#: Pings of one read that are all answered; of more, these many newest.
+_PONGS = 64
+
+
 class Entry:
     """One message on its way; with opcode -1 a mark that `flush` waits for."""
 
@@ -67,7 +71,7 @@ class Outbox:
         self._refusal: Optional[str] = None  # why nothing is accepted any more
         self._open = False  # a connection takes frames
         self._gated = True  # ... but from the queue only once on_open has returned
-        self._pong: Optional[bytes] = None  # the newest owed
+        self._pongs: Deque[bytes] = deque(maxlen=_PONGS)  # owed, oldest first
         self._pings: Deque[Ping] = deque()  # asked for, not yet written
         self._awaited: Deque[Ping] = deque()  # written, not yet answered
         self._close: Optional[bytes] = None
@@ -260,10 +264,12 @@ class Outbox:
             self._gated = False
             self._update()
 
-    def owe_pong(self, payload: bytes) -> None:
-        """Answer a ping; only the newest is answered (RFC 6455 5.5.3)."""
+    def owe_pong(self, payload: bytes, stalled: bool) -> None:
+        """Answer a ping; while the connection is stalled only the newest (RFC 6455 5.5.3)."""
         with self.lock:
-            self._pong = payload
+            if stalled:
+                self._pongs.clear()
+            self._pongs.append(payload)
             self._update()
 
     def keepalive_ping(self, payload: bytes) -> None:
@@ -306,7 +312,7 @@ class Outbox:
             self._open = False
             self.failure = None
             self._gated = True
-            self._pong = None
+            self._pongs.clear()
             for ping in [*self._pings, *self._awaited]:
                 ping.lost = error
             self._pings.clear()
@@ -329,9 +335,8 @@ class Outbox:
             if not self._open or self.close_taken:
                 self.ready = False
                 return frames
-            if self._pong is not None:
-                frames.append((OP_PONG, self._pong, None))
-                self._pong = None
+            frames += [(OP_PONG, payload, None) for payload in self._pongs]
+            self._pongs.clear()
             while self._pings:
                 ping = self._pings.popleft()
                 if not ping.awaited:  # of those nobody waits for, the newest is enough
@@ -391,7 +396,7 @@ class Outbox:
             self._open
             and not self.close_taken
             and bool(
-                self._pong is not None
+                self._pongs
                 or self._pings
                 or self._close is not None
                 or self._first

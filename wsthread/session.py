@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Deque, Iterator, List, NamedTuple, Optional, Tuple
 
 from .connection import Connection
+from .deflate import Agreement
 from .errors import (
     ConnectError,
     ConnectionClosed,
@@ -43,6 +44,8 @@ _numbers = itertools.count(1)
 #: The sessions that run, for the hooks of interpreter exit and fork. Additions and removals
 #: are single dict operations, which need no lock.
 running: dict[int, weakref.ref[Session]] = {}
+#: Set by the hook of interpreter exit, before it ends the sessions.
+exiting = threading.Event()
 
 
 class CloseRequest(NamedTuple):
@@ -268,9 +271,11 @@ class Session:
         return True
 
     def _open(self, opened: Opened) -> None:
-        connection = Connection(self, opened.transport)
+        agreement = opened.agreement if isinstance(opened.agreement, Agreement) else None
+        connection = Connection(self, opened.transport, agreement)
         self._connection = connection
-        self.known.opened(opened.subprotocol, tuple(opened.response_headers))
+        extensions = () if agreement is None else (str(agreement),)
+        self.known.opened(opened.subprotocol, extensions, tuple(opened.response_headers))
         self.ever_open = True
         self.connect_timeout = self.settings.connect_timeout
         items = self._change_items(Event.OPENED, "opening")

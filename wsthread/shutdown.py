@@ -7,13 +7,14 @@ import os
 import time
 
 from .client import clients
-from .session import running
+from .session import exiting, running
 
 #: Seconds an interpreter's exit waits for all readers together.
 _EXIT_GRACE = 0.5
 
 
 def _at_exit() -> None:
+    exiting.set()
     sessions = [session for session in (ref() for ref in list(running.values())) if session]
     for session in sessions:
         session.request_drop()

@@ -91,8 +91,8 @@ class _Race:
             waiter.check()
             now = time.monotonic()
             if self._waiting and (now >= next_start or not self._running):
-                self._start(*self._waiting.popleft())
-                next_start = now + _STAGGER
+                if self._start(*self._waiting.popleft()):
+                    next_start = now + _STAGGER
                 continue
             timeout = next_start - now if self._waiting else None
             ready = waiter.wait(dict.fromkeys(self._running, WRITE), timeout)
@@ -112,7 +112,8 @@ class _Race:
         while self._running:
             self._running.popitem()[1][0].close()
 
-    def _start(self, family: int, address: Any) -> None:
+    def _start(self, family: int, address: Any) -> bool:
+        """Begin with one address; False when it has failed already."""
         name = f"[{address[0]}]" if family == socket.AF_INET6 else address[0]
         sock = None
         try:
@@ -131,8 +132,9 @@ class _Race:
             if sock is not None:
                 sock.close()
             self._failed(name, error if isinstance(error, OSError) else OSError(str(error)))
-        else:
-            self._running[sock.fileno()] = (sock, name)
+            return False
+        self._running[sock.fileno()] = (sock, name)
+        return True
 
     def _failed(self, name: str, error: OSError) -> None:
         self.failures.append(f"{name}: {error.strerror or error}")

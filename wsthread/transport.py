@@ -287,7 +287,15 @@ class Transport:
         When it is not: flush, wait to read, `receive` nothing but call `handshake_input`.
         """
         with self.lock:
-            done = self._filters[-1].handshake()
+            try:
+                done = self._filters[-1].handshake()
+            except ssl.SSLError:
+                self._owed()  # the alert that tells the peer why
+                try:
+                    self.flush()
+                except OSError:
+                    pass  # it will not hear; what failed the handshake says more
+                raise
             self._owed()
             self.flush()
         return done

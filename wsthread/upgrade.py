@@ -150,7 +150,7 @@ def _exchange(
     transport: Transport, request: UpgradeRequest, waiter: Waiter, head: bytes
 ) -> Tuple[bytes, Upgraded]:
     """Send the request, take the answer; return it as websocket-client may see it."""
-    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_HEAD)
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=2 * _MAX_HEAD)
     made = _handshake_fields(head)
     key = find(made, "sec-websocket-key")[0]
     fields = [("Host", request.authority), *made, *request.fields]

@@ -62,6 +62,8 @@ def parse_url(url: str) -> Target:
     secure = _SECURE.get(scheme.lower())
     if secure is None:
         _bad(f"the URL's scheme is ws or wss (http, https), not {scheme}")
+    if "\\" in authority:
+        _bad("a backslash in the URL's host")  # some read it as the end of the host
     userinfo, _, host_port = authority.rpartition("@")
     host, port = _parse_host_port(host_port)
     if not resource.startswith("/"):
