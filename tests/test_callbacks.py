@@ -111,9 +111,10 @@ class Strict(Recorder):
                 self.violations.append("DISCONNECTED before on_close")
             elif event[0] != "state" and not self.events:
                 self.violations.append(f"{event} before CONNECTING")
-            elif self.events and self.events[-1] == ("state", "DISCONNECTED"):
-                if event != ("state", "CONNECTING"):
-                    self.violations.append(f"{event} after DISCONNECTED")
+            elif self.events[-1:] == [("state", "DISCONNECTED")] and (
+                event != ("state", "CONNECTING")
+            ):
+                self.violations.append(f"{event} after DISCONNECTED")
             super()._note(*event)
         finally:
             self._inside.release()
@@ -972,7 +973,7 @@ def test_promise_01_kept_errors_of_methods_keep_no_connection(url: str, uncollec
             kept.append(error)
     hold.set()
     assert client.disconnect()
-    for call in calls[2:4] + [lambda: client.send("x")]:
+    for call in [*calls[2:4], lambda: client.send("x")]:
         try:
             call()
         except wsthread.NotConnected as error:
@@ -987,11 +988,10 @@ def test_promise_01_a_kept_error_of_connect_keeps_nothing(uncollected: None) -> 
         address = f"ws://127.0.0.1:{unused.getsockname()[1]}/"
         client = quick(address, Recorder())
         session: List[Any] = []
-        ended = client.session_ended
 
         def noting(one: Any) -> None:
             session.append(weakref.ref(one))
-            ended(one)
+            type(client).session_ended(client, one)
 
         client.session_ended = noting  # type: ignore[method-assign]
         try:
@@ -1000,7 +1000,7 @@ def test_promise_01_a_kept_error_of_connect_keeps_nothing(uncollected: None) -> 
             kept = error
         assert kept.__traceback__ is not None
         assert alive(session) == [] and len(session) == 1
-        del client.session_ended, noting, ended
+        del client.session_ended, noting
         gone = weakref.ref(client)
         client_traceback = kept.__traceback__
         del kept, client_traceback, client
