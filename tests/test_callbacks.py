@@ -991,7 +991,7 @@ def test_promise_01_a_kept_error_of_connect_keeps_nothing(uncollected: None) -> 
 
         def noting(one: Any) -> None:
             session.append(weakref.ref(one))
-            type(client).session_ended(client, one)
+            wsthread.WebSocketClient.session_ended(one.client(), one)
 
         client.session_ended = noting  # type: ignore[method-assign]
         try:
