@@ -111,13 +111,7 @@ class Strict(Recorder):
                 self.violations.append("DISCONNECTED before on_close")
             elif event[0] != "state" and not self.events:
                 self.violations.append(f"{event} before CONNECTING")
-<<<<<<< HEAD
-            elif self.events[-1:] == [("state", "DISCONNECTED")] and (
-                event != ("state", "CONNECTING")
-            ):
-=======
             elif self.events[-1:] == [("state", "DISCONNECTED")] and event[1:] != ("CONNECTING",):
->>>>>>> callbacks
                 self.violations.append(f"{event} after DISCONNECTED")
             super()._note(*event)
         finally:
@@ -1013,12 +1007,8 @@ def test_promise_01_a_kept_error_of_connect_keeps_nothing(uncollected: None) -> 
             kept = error
         assert kept.__traceback__ is not None
         assert alive(session) == [] and len(session) == 1
-<<<<<<< HEAD
-        del client.session_ended, noting
-=======
         del client.session_ended
         noting = ended = None  # type: ignore[assignment]
->>>>>>> callbacks
         gone = weakref.ref(client)
         client_traceback = kept.__traceback__
         del kept, client_traceback, client
