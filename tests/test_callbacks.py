@@ -995,10 +995,11 @@ def test_promise_01_a_kept_error_of_connect_keeps_nothing(uncollected: None) -> 
         address = f"ws://127.0.0.1:{unused.getsockname()[1]}/"
         client = quick(address, Recorder())
         session: List[Any] = []
+        ended = client.session_ended
 
         def noting(one: Any) -> None:
             session.append(weakref.ref(one))
-            wsthread.WebSocketClient.session_ended(one.client(), one)
+            ended(one)
 
         client.session_ended = noting  # type: ignore[method-assign]
         try:
