@@ -111,9 +111,8 @@ class Strict(Recorder):
                 self.violations.append("DISCONNECTED before on_close")
             elif event[0] != "state" and not self.events:
                 self.violations.append(f"{event} before CONNECTING")
-            elif self.events and self.events[-1] == ("state", "DISCONNECTED"):
-                if event != ("state", "CONNECTING"):
-                    self.violations.append(f"{event} after DISCONNECTED")
+            elif self.events[-1:] == [("state", "DISCONNECTED")] and event[1:] != ("CONNECTING",):
+                self.violations.append(f"{event} after DISCONNECTED")
             super()._note(*event)
         finally:
             self._inside.release()
@@ -197,7 +196,9 @@ def test_promise_05_every_open_has_one_close_through_reconnects(rig: Rig) -> Non
         connection.sock.sendall(frame(1, b"m"))
         if server.connections < 5:
             connection.sock.sendall(close_frame(1012))
-        connection.read_to_end()
+            assert connection.read_frame()[0] == 8
+        else:
+            connection.read_to_end()
 
     recorder = Strict()
     with RawServer(script) as server:
@@ -831,9 +832,14 @@ def test_two_clients_disconnect_each_other_at_the_same_moment(url: str, rig: Rig
     assert time.monotonic() - begun < 4
 
 
-def test_waiting_for_oneself_is_an_error(url: str, rig: Rig) -> None:
+def test_waiting_for_oneself_is_an_error(rig: Rig) -> None:
     errors: List[str] = []
-    recorder = Recorder()
+    recorder, done = Recorder(), threading.Event()
+
+    def script(connection: RawConnection) -> None:
+        connection.upgrade(behind=frame(1, b"x"))
+        assert done.wait(SOON)  # until then the client is closing
+        connection.answer_close()
 
     def on_message(client: Any, message: Any) -> None:
         for call in (client.wait, client.flush, client.ping):
@@ -847,13 +853,15 @@ def test_waiting_for_oneself_is_an_error(url: str, rig: Rig) -> None:
             client.connect()
         except RuntimeError as error:
             errors.append(str(error))
+        done.set()
         recorder._note("done")
 
-    client = quick(url, wsthread.CallbackDelegate(on_message=on_message), dispatcher=rig.dispatcher)
-    client.connect()
-    client.send("x")
-    recorder.wait_for("done")
-    assert client.wait(SOON)
+    delegate = wsthread.CallbackDelegate(on_message=on_message)
+    with RawServer(script) as server:
+        client = quick(server.url, delegate, dispatcher=rig.dispatcher)
+        client.connect()
+        recorder.wait_for("done")
+        assert client.wait(SOON)
     assert len(errors) == 4 and all("callback" in error for error in errors)
 
 
@@ -972,7 +980,7 @@ def test_promise_01_kept_errors_of_methods_keep_no_connection(url: str, uncollec
             kept.append(error)
     hold.set()
     assert client.disconnect()
-    for call in calls[2:4] + [lambda: client.send("x")]:
+    for call in [*calls[2:4], lambda: client.send("x")]:
         try:
             call()
         except wsthread.NotConnected as error:
@@ -1000,7 +1008,8 @@ def test_promise_01_a_kept_error_of_connect_keeps_nothing(uncollected: None) -> 
             kept = error
         assert kept.__traceback__ is not None
         assert alive(session) == [] and len(session) == 1
-        del client.session_ended, noting, ended
+        del client.session_ended
+        noting = ended = None  # type: ignore[assignment]
         gone = weakref.ref(client)
         client_traceback = kept.__traceback__
         del kept, client_traceback, client

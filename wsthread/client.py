@@ -330,7 +330,6 @@ class WebSocketClient:
                     raise RuntimeError("connect() in a callback would wait for its own thread")
                 return session, False
             outbox = self._outbox or Outbox(self._settings.send_queue)
-            self._outbox = None
             session = Session(self, self._settings, self._known, outbox)
             if given:
                 session.connect_timeout = timeout
@@ -339,6 +338,7 @@ class WebSocketClient:
             session.awaited = wait
             self._known.error = None
             self._session = session
+            self._outbox = None  # after the session: who sends meanwhile finds one of them
             self._life = session.life  # after the session, see _asked
             try:
                 session.start()

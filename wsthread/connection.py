@@ -162,6 +162,10 @@ class Connection:
             self.keepalive.restart(now)
         if self._session.sent:
             self._session.mailbox.put_sent(self._session.sent, self._session.life)
+        if self._session.interrupted:
+            self._session.interrupted = False
+            self._session.mailbox.mend()
+            self._session.outbox.mend()
         if self.writer.error is None:
             return
         if self.paused:

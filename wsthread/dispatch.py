@@ -257,7 +257,7 @@ class PumpDispatcher(Dispatcher):
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Drop the callbacks that wait and close the descriptor, on the thread that pumps."""
+        """Close the descriptor, on the thread that pumps; nothing is run from then on."""
         self.stop()
         with self._lock:
             self._closed = True

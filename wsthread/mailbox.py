@@ -164,6 +164,14 @@ class Mailbox:
                 return
         self.schedule()
 
+    def mend(self) -> None:
+        """A producer was interrupted (Ctrl-C): its token may be missing. One too many is none."""
+        with self._lock:
+            self._scheduled = False
+            needed = bool(self._items) and self._needs_token()
+        if needed:
+            self.schedule()
+
     def drop(self, count: int) -> None:
         """Count messages that did not get in."""
         with self._lock:

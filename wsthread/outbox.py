@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import Deque, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Deque, List, Optional, Sequence, Tuple, Union
 
 from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError, raisable
 from .frames import OP_CLOSE, OP_PING, OP_PONG
@@ -60,8 +60,8 @@ class Outbox:
     def __init__(self, limit: QueueLimit) -> None:
         self._limit = limit
         self.lock = threading.Lock()
-        self.changed = threading.Condition(self.lock)
         # All below are the lock's.
+        self._bells: List[threading.Lock] = []  # one for each thread that waits, locked
         self.ready = False
         self.pending = 0  # messages accepted and not yet with the kernel
         self._bytes = 0
@@ -95,47 +95,84 @@ class Outbox:
         """
         size = sum(entry.size for entry in entries)
         with self.lock:
-            # Who must not wait does not queue behind those who do, either.
-            if (self._waiting and may_wait) or not self._fits(len(entries), size):
-                self._wait_for_room(len(entries), size, may_wait, deadline)
-            elif self._refusal is not None:
+            if self._refusal is None and not self._waiting and self._fits(len(entries), size):
+                self._accept(entries, size, first, may_wait)
+                return
+        ticket = object()
+
+        def attempt() -> bool:
+            if self._refusal is not None:
                 raise NotConnected(self._refusal)
-            self.pending += len(entries)
-            self._bytes += size
-            if first and self._gated:
-                self._first.extend(entries)
-            else:
-                self._queue.extend(entries)
-            if len(entries) == 1 and size > self._limit.bytes and may_wait and self._open:
-                entries[0].awaited = True
-            self._update()
+            # Who must not wait does not queue behind those who do, either.
+            behind = may_wait and bool(self._waiting) and self._waiting[0] is not ticket
+            if not behind and self._fits(len(entries), size):
+                self._accept(entries, size, first, may_wait)
+                return True
+            if not may_wait or not self._open:
+                text = f"{self.pending} messages with {self._bytes} bytes wait to be sent"
+                raise QueueFull(text)
+            if ticket not in self._waiting:
+                self._waiting.append(ticket)
+            return False
+
+        try:
+            if not self._wait(attempt, deadline):
+                raise SendTimeout("no room in the send queue within the timeout")
+        finally:
+            with self.lock:
+                if ticket in self._waiting:
+                    self._waiting.remove(ticket)
+                    self._ring()
+
+    def _accept(self, entries: Sequence[Entry], size: int, first: bool, may_wait: bool) -> None:
+        self.pending += len(entries)
+        self._bytes += size
+        if first and self._gated:
+            self._first.extend(entries)
+        else:
+            self._queue.extend(entries)
+        if len(entries) == 1 and size > self._limit.bytes and may_wait and self._open:
+            entries[0].awaited = True
+        self._update()
 
     def _fits(self, count: int, size: int) -> bool:
         return self.pending == 0 or (
             self.pending + count <= self._limit.messages and self._bytes + size <= self._limit.bytes
         )
 
-    def _wait_for_room(
-        self, count: int, size: int, may_wait: bool, deadline: Optional[float]
-    ) -> None:
-        ticket = object()
-        self._waiting.append(ticket)
-        try:
-            while True:
-                if self._refusal is not None:
-                    raise NotConnected(self._refusal)
-                if (self._waiting[0] is ticket or not may_wait) and self._fits(count, size):
-                    return
-                if not may_wait or not self._open:
-                    raise QueueFull(
-                        f"{self.pending} messages with {self._bytes} bytes wait to be sent"
-                    )
+    def _wait(self, done: Callable[[], bool], deadline: Optional[float]) -> bool:
+        """Wait until `done`, which is called with the lock; False when the time is over.
+
+        Not with a Condition: one that Ctrl-C interrupts while it takes its lock back leaves
+        with a lock that is another thread's.
+        """
+        while True:
+            with self.lock:
+                if done():
+                    return True
                 left = _left(deadline)
-                if left == 0 or not self.changed.wait(left):
-                    raise SendTimeout("no room in the send queue within the timeout")
-        finally:
-            self._waiting.remove(ticket)
-            self.changed.notify_all()
+                if left == 0:
+                    return False
+                bell = threading.Lock()
+                bell.acquire()
+                self._bells.append(bell)
+            try:
+                bell.acquire(True, -1 if left is None else left)
+            finally:
+                with self.lock:
+                    if bell in self._bells:
+                        self._bells.remove(bell)
+
+    def _ring(self) -> None:
+        """Have everybody who waits look again. Needs the lock."""
+        while self._bells:
+            self._bells.pop().release()
+
+    def mend(self) -> None:
+        """A sender was interrupted anywhere; let nobody sleep on what it has left undone."""
+        with self.lock:
+            self._update()
+            self._ring()
 
     def wait_sent(self, entry: Entry, deadline: Optional[float]) -> None:
         """Wait until an entry is with the kernel; raises what became of it instead.
@@ -143,26 +180,25 @@ class Outbox:
         An entry not yet begun is withdrawn when its sender gives up; where a message was begun,
         SendTimeout fails the connection, because the stream cannot go on without it.
         """
+        try:
+            in_time = self._wait(lambda: entry.outcome is not None, deadline)
+        except BaseException:  # Ctrl-C: what was begun goes on
+            with self.lock:
+                self._abandon(entry)
+            raise
         with self.lock:
-            try:
-                while entry.outcome is None:
-                    left = _left(deadline)
-                    if (left == 0 or not self.changed.wait(left)) and entry.outcome is None:
-                        begun = self._abandon(entry)
-                        if begun and entry.opcode != -1:
-                            self.failure = SendTimeout("a message begun was not sent in time")
-            except BaseException:  # Ctrl-C: what was begun goes on
-                if entry.outcome is None:
-                    self._abandon(entry)
-                raise
-            if isinstance(entry.outcome, BaseException):
-                raise raisable(entry.outcome)
+            if not in_time and self._abandon(entry) and entry.opcode != -1:
+                self.failure = SendTimeout("a message begun was not sent in time")
+        if isinstance(entry.outcome, BaseException):
+            raise raisable(entry.outcome)
 
     def _abandon(self, entry: Entry) -> bool:
-        """The sender of an entry gives it up; nobody is told of it. Returns whether it was begun.
+        """The sender of an entry gives it up; nobody is told of it. Needs the lock.
 
-        Needs the lock.
+        Returns whether it is begun and not yet with the kernel.
         """
+        if entry.outcome is not None:
+            return False
         entry.outcome = SendTimeout("not sent within the timeout")
         if entry not in self._queue:
             return True
@@ -191,21 +227,19 @@ class Outbox:
 
     def wait_pong(self, ping: Ping, deadline: Optional[float]) -> float:
         """Wait for the answer to a ping; return the round trip in seconds."""
-        with self.lock:
-            try:
-                while ping.latency is None and ping.lost is None:
-                    left = _left(deadline)
-                    if left == 0 or not self.changed.wait(left):
-                        raise SendTimeout("no pong within the timeout")
-            finally:
+        try:
+            self._wait(lambda: ping.latency is not None or ping.lost is not None, deadline)
+        finally:
+            with self.lock:
                 for pings in (self._pings, self._awaited):
                     if ping in pings:
                         pings.remove(ping)
                 self._update()
-            if ping.lost is not None:
-                raise raisable(ping.lost)
-            assert ping.latency is not None
+        if ping.latency is not None:
             return ping.latency
+        if ping.lost is not None:
+            raise raisable(ping.lost)
+        raise SendTimeout("no pong within the timeout")
 
     # The reader.
 
@@ -213,7 +247,7 @@ class Outbox:
         """Accept nothing more, in this life."""
         with self.lock:
             self._refusal = self._refusal or why
-            self.changed.notify_all()
+            self._ring()
 
     def opened(self, gated: bool) -> None:
         """A connection takes frames; from the queue only after `lift` where it is gated."""
@@ -257,7 +291,7 @@ class Outbox:
                 ping = self._awaited.popleft()
                 ping.latency = now - (now if ping.sent_at is None else ping.sent_at)
                 if ping.payload == payload:
-                    self.changed.notify_all()
+                    self._ring()
                     return ping.latency
 
     def close(self, payload: bytes, now: bool) -> None:
@@ -355,7 +389,7 @@ class Outbox:
                 self.pending -= 1
                 self._bytes -= entry.size
         self._update()
-        self.changed.notify_all()
+        self._ring()
 
     def _update(self) -> None:
         self.ready = (

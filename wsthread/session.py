@@ -79,6 +79,8 @@ class Session:
         self.close_request: Optional[CloseRequest] = None
         self.abort_request = False
         self.drop_request = False
+        #: A sender's thread was interrupted at any point of `pump`. Unset by the reader.
+        self.interrupted = False
         #: Whether a connect() waits to raise the first failure itself. Written by connect().
         self.awaited = False
         self.connect_timeout = settings.connect_timeout
@@ -194,14 +196,14 @@ class Session:
         writer = self.writer
         if writer is not None:
             try:
-                done = writer.pump()
-            except BaseException:  # Ctrl-C: the reader has to see that the writer is broken
+                if not writer.pump():
+                    self.waker.wake()
+                if self.sent:
+                    self.mailbox.put_sent(self.sent, self.life)
+            except BaseException:  # Ctrl-C: the reader mends what was left half done
+                self.interrupted = True
                 self.waker.wake()
                 raise
-            if not done:
-                self.waker.wake()
-            if self.sent:
-                self.mailbox.put_sent(self.sent, self.life)
 
     def written(self, entries: List[Entry]) -> None:
         messages = [entry.message for entry in entries if entry.opcode != -1]
