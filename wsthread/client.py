@@ -192,7 +192,7 @@ class WebSocketClient:
         self._lock = threading.RLock()  # a life that fails to start ends within connect()
         # The lock's; `_session` and `_life` are read without it where no lock may be taken.
         self._life: Optional[Life] = None
-        self._set_delegate(delegate, weak_delegate, stacklevel=3)
+        self._set_delegate(delegate, weak_delegate, stacklevel=2)
         clients[id(self)] = weakref.ref(self, functools.partial(_forget, id(self)))
 
     # What is known. Any thread.
@@ -260,7 +260,7 @@ class WebSocketClient:
 
         Between ``on_message`` and ``on_fragment`` the next connection decides anew.
         """
-        self._set_delegate(delegate, weak, stacklevel=3)
+        self._set_delegate(delegate, weak, stacklevel=2)
 
     def _set_delegate(self, delegate: Optional[object], weak: bool, stacklevel: int) -> None:
         names = overridden(delegate)

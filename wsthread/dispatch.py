@@ -194,10 +194,13 @@ class PumpDispatcher(Dispatcher):
         self._changed = threading.Condition(self._lock)
         self._jobs: Deque[Job] = deque()  # the lock's
         self._stopped = False  # the lock's
+        self._closed = False  # the lock's
         self._thread = threading.get_ident()  # written by the thread that pumps
 
     def schedule(self, job: Job) -> None:
         with self._lock:
+            if self._closed:
+                raise RuntimeError("the dispatcher is closed")
             self._jobs.append(job)
             self._changed.notify_all()
         self._waker.wake()
@@ -252,6 +255,14 @@ class PumpDispatcher(Dispatcher):
         with self._lock:
             self._stopped = True
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Close the descriptor, on the thread that pumps; nothing is run from then on."""
+        self.stop()
+        with self._lock:
+            self._closed = True
+            self._jobs.clear()
+        self._waker.close()
 
 
 class PostDispatcher(Dispatcher):

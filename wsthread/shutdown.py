@@ -21,7 +21,8 @@ def _at_exit() -> None:
         session.mailbox.seal(session.life)
     deadline = time.monotonic() + _EXIT_GRACE
     for session in sessions:
-        session.thread.join(max(0.0, deadline - time.monotonic()))
+        if session.thread.ident is not None:  # a connect() is just starting it
+            session.thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _in_child() -> None:

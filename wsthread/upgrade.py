@@ -322,13 +322,13 @@ def _read_body(transport: Transport, waiter: Waiter, connection: h11.Connection)
     received = 0
     until = time.monotonic() + _BODY_TIME
     try:
-        while len(body) < _MAX_BODY and received < _MAX_BODY_READ:
+        while len(body) < _MAX_BODY:
             event = connection.next_event()
             if isinstance(event, h11.Data):
                 body += event.data
                 continue
             left = until - time.monotonic()
-            if event is not h11.NEED_DATA or left <= 0:
+            if event is not h11.NEED_DATA or left <= 0 or received >= _MAX_BODY_READ:
                 break
             data = transport.receive()
             if data is None:
