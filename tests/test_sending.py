@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import signal
 import socket
@@ -1206,6 +1207,7 @@ def test_ping_matches_its_pong_by_payload() -> None:
         assert client.latency is None
         connection.sock.sendall(frame(PONG, b"mine"))
         latency = asked.result()
+        recorder.wait_for("pong", 3)
         assert 0 < latency < SOON
         assert client.latency == latency
         assert recorder.of("pong") == [
