@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import signal
 import socket
@@ -27,7 +28,7 @@ from tests.support import (
     echo_server,
     frame,
 )
-from wsthread import QueueLimit, Reconnect
+from wsthread import QueueLimit, Reconnect, outbox, tls, transport
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 KINDS = ["plain", "tls"]
@@ -550,6 +551,7 @@ def test_promise_10_begun_comes_back_and_the_rest_goes_on_the_next_connection() 
         recorder.wait_for("open")
         client.send("first")
         assert connection.read_frame() == (TEXT, b"first")
+        client.flush()
         narrow(client)
         client.send(big)
         client.send_many(["second", "third"])
@@ -947,3 +949,384 @@ def test_promise_11_a_storm_of_ctrl_c_wedges_nothing_and_tears_nothing() -> None
     assert numbers == sorted(set(numbers)), "in order, none twice"
     assert set(accepted) <= set(sent + unsent)
     assert over and pending == 0
+
+
+COUNT, CHUNK = 4000, 32 * 1024
+
+
+class Echoes(wsthread.WebSocketDelegate):
+    """Sends back every message, and counts what the queue had no room for."""
+
+    def __init__(self) -> None:
+        self.received = self.full = 0
+        self.slowest = 0.0
+        self.done = threading.Event()
+
+    def on_message(self, client: Any, message: Any) -> None:
+        started = time.monotonic()
+        try:
+            client.send(message)
+        except wsthread.QueueFull:
+            self.full += 1
+        self.slowest = max(self.slowest, time.monotonic() - started)
+        self.received += 1
+        if self.received == COUNT:
+            self.done.set()
+
+
+@pytest.mark.parametrize("limit", ["default", "large"])
+def test_promise_11_an_echo_in_a_callback_does_not_deadlock(limit: str) -> None:
+    """The peer sends 4,000 x 32 KiB before it reads anything."""
+    delegate = Echoes()
+    echoed: List[int] = []
+
+    def script(connection: RawConnection) -> None:
+        connection.upgrade()
+        message = frame(BINARY, bytes(CHUNK))
+        for _ in range(COUNT):
+            connection.sock.sendall(message)
+        assert delegate.done.wait(SOON)
+        while True:
+            opcode, payload = connection.read_frame()
+            if opcode == CLOSE:
+                connection.sock.sendall(frame(CLOSE, payload))
+                return
+            echoed.append(len(payload))
+
+    queue_limit = QueueLimit() if limit == "default" else QueueLimit(bytes=1 << 28)
+    with RawServer(script) as server:
+        client = make(server.url, delegate, send_queue=queue_limit, close_timeout=SOON)
+        client.connect()
+        assert delegate.done.wait(SOON * 2)
+        assert client.disconnect()
+    assert delegate.slowest < 1, "in a callback send never waits"
+    assert len(echoed) == COUNT - delegate.full
+    assert set(echoed) == {CHUNK}
+    assert (delegate.full == 0) == (limit == "large")
+    assert client.stats.messages_sent == len(echoed)
+
+
+class Counts(wsthread.WebSocketDelegate):
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.received = 0
+        self.done = threading.Event()
+
+    def on_message(self, client: Any, message: Any) -> None:
+        self.received += len(message)
+        if self.received == self.count:
+            self.done.set()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_promise_11_both_sides_send_without_pause(
+    certificates: Certificates, echo_urls: Dict[str, str], kind: str
+) -> None:
+    """4,000 x 32 KiB either way, while the other side is sending as well."""
+    delegate = Counts(COUNT * CHUNK)
+    with opened(echo_urls[kind], delegate, certificates=certificates) as client:
+        message = os.urandom(CHUNK)
+        for _ in range(COUNT):
+            client.send(message)
+        assert delegate.done.wait(SOON * 3)
+        assert client.disconnect()
+    assert client.stats.messages_sent == COUNT
+
+
+class Floods(wsthread.WebSocketDelegate):
+    """Sends from its callback until there is no room."""
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.took = 0.0
+        self.error: Optional[BaseException] = None
+        self.done = threading.Event()
+
+    def on_message(self, client: Any, message: Any) -> None:
+        started = time.monotonic()
+        client.send(LARGE)  # larger than the queue: accepted alone, and not waited for
+        self.accepted += 1
+        try:
+            while True:
+                client.send("no room beside it", timeout=SOON)
+        except wsthread.WebSocketError as error:
+            error.__traceback__ = None
+            self.error = error
+        self.took = time.monotonic() - started
+        self.done.set()
+
+
+def test_promise_11_in_a_callback_send_never_waits() -> None:
+    delegate = Floods()
+    with stalled(delegate, send_queue=QueueLimit(bytes=100_000)) as (_, _, connection):
+        connection.sock.sendall(frame(TEXT, b"go"))
+        assert delegate.done.wait(SOON)
+        assert isinstance(delegate.error, wsthread.QueueFull)
+        assert delegate.took < 1
+        assert connection.read_frame() == (BINARY, LARGE)
+
+
+def test_promise_11_a_callback_takes_room_that_others_wait_for() -> None:
+    """It must not wait, so it does not queue behind those who do."""
+    sent: List[str] = []
+
+    class Small(wsthread.WebSocketDelegate):
+        def on_message(self, client: Any, message: Any) -> None:
+            client.send("small")
+            sent.append("small")
+
+    with stalled(Small(), send_queue=QueueLimit(bytes=100_000)) as (client, _, connection):
+        filled = 0
+        with contextlib.suppress(wsthread.SendTimeout):
+            while True:
+                client.send(b"x" * 45_000, timeout=0.2)
+                filled += 1
+        waiting = Background(client.send, b"w" * 45_000)
+        eventually(lambda: bool(client._session.outbox._waiting))  # type: ignore[union-attr]
+        connection.sock.sendall(frame(TEXT, b"go"))
+        eventually(lambda: sent == ["small"])
+        assert waiting.is_alive()
+        found = [connection.read_frame() for _ in range(filled + 2)]
+        assert found[filled] == (TEXT, b"small")
+        assert found[filled + 1] == (BINARY, b"w" * 45_000)
+        waiting.result()
+
+
+# Promise 12.
+
+
+class OwnedLock:
+    """The write lock, and who holds it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.owner: Optional[int] = None
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        taken = self._lock.acquire(blocking, timeout)
+        if taken:
+            self.owner = threading.get_ident()
+        return taken
+
+    def release(self) -> None:
+        self.owner = None
+        self._lock.release()
+
+    def locked(self) -> bool:
+        return self._lock.locked()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *rest: object) -> None:
+        self.release()
+
+
+def test_promise_12_tls_is_never_entered_twice_nor_under_a_wait(
+    monkeypatch: Any, certificates: Certificates, echo_urls: Dict[str, str]
+) -> None:
+    wrong: List[str] = []
+    calls = {"encrypt": 0, "decrypt": 0}
+    waits = {"poll": 0, "bell": 0}
+    inside: Dict[int, int] = {}
+    locks: List[OwnedLock] = []
+
+    def guarded(name: str) -> Callable[..., Any]:
+        original = getattr(tls.TLSFilter, name)
+
+        def call(self: Any, *args: Any) -> Any:
+            here = threading.get_ident()
+            holder = inside.setdefault(id(self), here)
+            if holder != here:
+                wrong.append(f"{name} while another thread is inside")
+            if all(lock.owner != here for lock in locks):
+                wrong.append(f"{name} without the lock")
+            calls[name] = calls.get(name, 0) + 1
+            try:
+                return original(self, *args)
+            finally:
+                inside.pop(id(self), None)
+
+        return call
+
+    def waiting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            waits[name] += 1
+            if any(lock.owner == threading.get_ident() for lock in locks):
+                wrong.append(f"{name} with the lock held")
+            return original(*args)
+
+        return call
+
+    def initialise(self: Any, sock: Any, *args: Any) -> None:
+        before(self, sock, *args)
+        self.lock = OwnedLock()
+        locks.append(self.lock)
+
+    before = transport.Transport.__init__
+    monkeypatch.setattr(transport.Transport, "__init__", initialise)
+    for name in ("encrypt", "decrypt", "handshake"):
+        monkeypatch.setattr(tls.TLSFilter, name, guarded(name))
+    monkeypatch.setattr(transport.Poller, "wait", waiting("poll", transport.Poller.wait))
+    monkeypatch.setattr(outbox.Outbox, "_wait", waiting("bell", outbox.Outbox._wait))
+
+    threads, each, size = 4, 150, 20_000
+    delegate = Counts(threads * each * size)
+    limit = QueueLimit(messages=20)
+    url = echo_urls["tls"]
+    with opened(url, delegate, certificates=certificates, send_queue=limit) as client, switching():
+
+        def send() -> None:
+            for number in range(each):
+                client.send(bytes(size))
+                if number % 40 == 0:
+                    client.ping(timeout=SOON)
+
+        senders = [Background(send) for _ in range(threads)]
+        for sender in senders:
+            sender.result(30)
+        assert delegate.done.wait(SOON * 2)
+        assert client.disconnect()
+    assert wrong == []
+    assert calls["encrypt"] > 50 and calls["decrypt"] > 50
+    assert waits["poll"] > 10 and waits["bell"] > 10
+
+
+# ping, flush, pending.
+
+
+def test_ping_matches_its_pong_by_payload() -> None:
+    recorder = Recorder()
+    with peer() as raw, opened(raw.url, recorder, ping_interval=None) as client:
+        connection = raw.accept()
+        asked = Background(client.ping, bytearray(b"mine"))
+        assert connection.read_frame() == (PING, b"mine")
+        connection.sock.sendall(frame(PONG, b"not asked for") + frame(PONG))
+        recorder.wait_for("pong", 2)
+        assert asked.is_alive()
+        assert client.latency is None
+        connection.sock.sendall(frame(PONG, b"mine"))
+        latency = asked.result()
+        recorder.wait_for("pong", 3)
+        assert 0 < latency < SOON
+        assert client.latency == latency
+        assert recorder.of("pong") == [
+            ("pong", b"not asked for", None),
+            ("pong", b"", None),
+            ("pong", b"mine", latency),
+        ]
+        asked = Background(client.ping)  # an empty payload is replaced by a random one
+        opcode, payload = connection.read_frame()
+        assert (opcode, len(payload)) == (PING, 8)
+        connection.sock.sendall(frame(PONG, payload))
+        asked.result()
+        assert client.stats.pongs_received == 4
+
+
+def test_ping_from_many_threads_one_pong_answers_all_before_it() -> None:
+    with peer() as raw, opened(raw.url, ping_interval=None) as client:
+        connection = raw.accept()
+        asked = [Background(client.ping, b"%d" % number) for number in range(100)]
+        seen = [connection.read_frame()[1] for _ in asked]
+        assert sorted(seen) == sorted(b"%d" % number for number in range(100))
+        connection.sock.sendall(frame(PONG, seen[98]))
+        by_payload = {b"%d" % number: ping for number, ping in enumerate(asked)}
+        for payload in seen[:99]:
+            assert by_payload[payload].result() > 0
+        assert by_payload[seen[99]].is_alive()
+        connection.sock.sendall(frame(PONG, seen[99]))
+        by_payload[seen[99]].result()
+
+
+def test_ping_with_equal_payloads_each_gets_its_own_pong() -> None:
+    with peer() as raw, opened(raw.url, ping_interval=None) as client:
+        connection = raw.accept()
+        asked = [Background(client.ping, b"same") for _ in range(2)]
+        assert [connection.read_frame() for _ in asked] == [(PING, b"same")] * 2
+        connection.sock.sendall(frame(PONG, b"same"))
+        eventually(lambda: [ping.is_alive() for ping in asked].count(True) == 1)
+        connection.sock.sendall(frame(PONG, b"same"))
+        assert all(ping.result() > 0 for ping in asked)
+
+
+def test_ping_refuses_what_cannot_be_one() -> None:
+    with peer() as raw, opened(raw.url) as client:
+        raw.accept()
+        with pytest.raises(ValueError, match="125"):
+            client.ping(b"x" * 126)
+        for wrong in ("text", 5, None):
+            with pytest.raises(TypeError):
+                client.ping(wrong)  # type: ignore[arg-type]
+        with pytest.raises(ValueError):
+            client.ping(timeout=-1)
+
+
+def test_ping_times_out_and_a_late_pong_hurts_nobody() -> None:
+    recorder = Recorder()
+    with peer() as raw, opened(raw.url, recorder, ping_timeout=0.2) as client:
+        connection = raw.accept()
+        with pytest.raises(wsthread.SendTimeout):
+            client.ping(b"late")
+        with pytest.raises(TimeoutError):
+            client.ping(b"later", timeout=0.05)
+        connection.sock.sendall(frame(PONG, b"late"))
+        assert recorder.wait_for("pong") == ("pong", b"late", None)
+        assert connection.read_frame() == (PING, b"late")
+        assert connection.read_frame() == (PING, b"later")
+        asked = Background(client.ping, b"x" * 125, SOON)
+        assert connection.read_frame() == (PING, b"x" * 125)
+        connection.sock.sendall(frame(PONG, b"x" * 125))
+        asked.result()
+
+
+def test_ping_and_flush_end_with_the_connection() -> None:
+    recorder = Recorder()
+    with stalled(recorder) as (client, _, connection):
+        recorder.wait_for("open")
+        asked = [Background(client.ping, b"1"), Background(client.ping, b"2")]
+        for _ in asked:
+            connection.read_frame()
+        client.send(LARGE)
+        flushing = Background(client.flush)
+        flushing.join(0.1)
+        assert flushing.is_alive()
+        connection.reset()
+        errors = [waiting.error() for waiting in [*asked, flushing]]
+        assert {type(error) for error in errors} == {wsthread.ConnectionClosed}
+        assert {error.code for error in errors} == {1006}  # type: ignore[attr-defined]
+        assert len({id(error) for error in errors}) == 3, "each raises one of its own"
+
+
+def test_flush_waits_for_what_was_accepted_before_it() -> None:
+    with stalled() as (client, _, connection):
+        client.flush()
+        client.send(LARGE)
+        client.send("before")
+        with pytest.raises(wsthread.SendTimeout):
+            client.flush(0.1)
+        flushing = Background(client.flush)
+        flushing.join(0.1)
+        assert flushing.is_alive()
+        assert client.pending == 2
+        assert [len(connection.read_frame()[1]) for _ in range(2)] == [len(LARGE), 6]
+        flushing.result()
+        assert client.pending == 0
+        assert client.stats.messages_sent == 2
+
+
+@pytest.mark.parametrize("method", ["flush", "ping"])
+def test_in_a_callback_flush_and_ping_would_wait_for_themselves(method: str) -> None:
+    raised: List[BaseException] = []
+
+    class Waits(wsthread.WebSocketDelegate):
+        def on_message(self, client: Any, message: Any) -> None:
+            try:
+                getattr(client, method)()
+            except RuntimeError as error:
+                error.__traceback__ = None
+                raised.append(error)
+
+    with peer() as raw, opened(raw.url, Waits()) as client:
+        raw.accept().sock.sendall(frame(TEXT, b"go"))
+        eventually(lambda: len(raised) == 1)
+        assert client.state is wsthread.ConnectionState.CONNECTED

@@ -223,11 +223,18 @@ def check_closes(scene: Scene, method: str, cell: str) -> None:
         server.start()
         assert METHODS["send()"](scene.client) is None
         threading.Thread(target=close_after, args=[server, scene.connection]).start()
+    else:
+        threading.Timer(LITTLE / 3, answer_late, [scene.connection]).start()
     call = Call(method, scene.client)
     assert (call.raised, call.value) == ("", True)
     assert call.took < LITTLE * 2
     assert scene.over() and scene.client.pending == 0
     assert len(scene.recorder.of("close")) == 1
+
+
+def answer_late(connection: RawConnection) -> None:
+    connection.sock.sendall(frame(8, b"\x03\xe8"))
+    connection.sock.shutdown(2)
 
 
 def close_after(thread: threading.Thread, connection: RawConnection) -> None:
@@ -324,6 +331,14 @@ def test_state_by_method(method: str, state: str) -> None:
     cell = CELLS[method, state]
     with scene(state) as stage:
         globals()["check_" + cell_word(cell)](stage, method, cell)
+
+
+def test_of_two_disconnects_the_earlier_deadline_counts() -> None:
+    with scene("CLOSING") as stage:  # of which 5 seconds are left
+        started = time.monotonic()
+        stage.client.disconnect(timeout=LITTLE)
+        assert LITTLE * 0.9 < time.monotonic() - started < LITTLE + 1
+        assert stage.client.state.name == "DISCONNECTED"
 
 
 def test_the_queue_of_a_new_client_survives_disconnect_and_abort() -> None:

@@ -13,6 +13,8 @@ from .limits import QueueLimit
 
 #: Up to this many bytes of messages are encoded at a time; a larger message goes alone.
 _BATCH = 65536
+#: More pings than these are remembered only while somebody waits for their pong.
+_AWAITED = 64
 
 
 #: Pings of one read that are all answered; of more, these many newest.
@@ -339,10 +341,10 @@ class Outbox:
             self._pongs.clear()
             while self._pings:
                 ping = self._pings.popleft()
-                if not ping.awaited:  # of those nobody waits for, the newest is enough
-                    self._awaited = deque(other for other in self._awaited if other.awaited)
                 ping.sent_at = now
                 self._awaited.append(ping)
+                if len(self._awaited) > _AWAITED:
+                    self._forget_ping()
                 frames.append((OP_PING, ping.payload, None))
             if not self._close_now:
                 self._take_messages(frames)
@@ -351,6 +353,13 @@ class Outbox:
                 self.close_taken = True
             self._update()
             return frames
+
+    def _forget_ping(self) -> None:
+        """Forget the oldest ping that nobody waits for; others are taken back by who does."""
+        for ping in self._awaited:
+            if not ping.awaited:
+                self._awaited.remove(ping)
+                return
 
     def _take_messages(self, frames: List[Tuple[int, bytes, Optional[Entry]]]) -> None:
         size = 0
