@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zlib
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Generator, List, Optional, Sequence, Tuple, Union
 
 from .errors import CloseCode, HandshakeError, MessageTooBig, ProtocolError
 
@@ -31,6 +31,8 @@ _PROBE = _TAIL + _EMPTY_BLOCK * 60
 #: early. Small slices keep these copies small, and small pieces what is inflated in vain.
 _SLICE = 8192
 _PIECE = 1 << 20
+#: What is compressed in a step, a few milliseconds long.
+_STEP = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -174,10 +176,24 @@ class Deflater:
         What was returned must be sent, before anything compressed later: with context takeover
         the peer needs it to read the next message.
         """
-        agreement = self._agreement
-        if len(payload) < agreement.threshold:
+        if len(payload) < self._agreement.threshold:
             return None
-        encoder = self._encoder
+        encoder = self._begin()
+        return self._end(payload, [encoder.compress(payload)], encoder)
+
+    def steps(self, payload: bytes) -> Generator[None, None, Optional[bytes]]:
+        """Do what `compress` does, and yield every few milliseconds. It must be run to its end."""
+        if len(payload) < self._agreement.threshold:
+            return None
+        encoder, parts = self._begin(), []
+        with memoryview(payload) as view:
+            for start in range(0, len(payload), _STEP):
+                parts.append(encoder.compress(view[start : start + _STEP]))
+                yield
+        return self._end(payload, parts, encoder)
+
+    def _begin(self) -> Any:
+        agreement, encoder = self._agreement, self._encoder
         if encoder is None:
             # zlib has no raw window of 8 bits. In one of 9 it never refers back further than
             # 512 - 262 bytes, so a peer whose window has 256 can read it.
@@ -187,9 +203,12 @@ class Deflater:
             )
             if not agreement.client_no_context_takeover:
                 self._encoder = encoder
-        head = encoder.compress(payload)
-        data = b"".join((head, memoryview(encoder.flush(zlib.Z_SYNC_FLUSH))[: -len(_TAIL)]))
-        if agreement.client_no_context_takeover and len(data) >= len(payload):
+        return encoder
+
+    def _end(self, payload: bytes, parts: List[bytes], encoder: Any) -> Optional[bytes]:
+        last = memoryview(encoder.flush(zlib.Z_SYNC_FLUSH))[: -len(_TAIL)]
+        data = b"".join((*parts, last))
+        if self._agreement.client_no_context_takeover and len(data) >= len(payload):
             return None  # nothing later refers to it
         return data
 

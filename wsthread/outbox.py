@@ -11,7 +11,8 @@ from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError, raisab
 from .frames import OP_CLOSE, OP_PING, OP_PONG
 from .limits import QueueLimit
 
-#: Up to this many bytes of messages are encoded at a time; a larger message goes alone.
+#: Up to this many bytes of messages are encoded at a time; a larger message goes alone, for
+#: what is encoded with it waits for it to be compressed.
 _BATCH = 65536
 #: More pings than these are remembered only while somebody waits for their pong.
 _AWAITED = 64
@@ -34,6 +35,10 @@ class Entry:
         # Both the outbox's lock's:
         self.awaited = False  # its sender waits, and raises the outcome itself
         self.outcome: Union[bool, BaseException, None] = None  # True once it is with the kernel
+
+
+#: Opcode and payload of a frame, and the entry it comes from, if it is a message.
+Taken = Tuple[int, bytes, Optional[Entry]]
 
 
 class Ping:
@@ -330,10 +335,18 @@ class Outbox:
 
     # The writer: whoever holds the transport's lock.
 
-    def take(self, now: float) -> List[Tuple[int, bytes, Optional[Entry]]]:
-        """Take the frames that go next, control frames first; at most about 64 KiB."""
+    @property
+    def urgent(self) -> bool:
+        """Whether pings or pongs wait. May be read without the lock."""
+        return bool(self._pongs or self._pings)
+
+    def take(self, now: float, messages: bool = True) -> List[Taken]:
+        """Take the frames that go next, control frames first; at most about 64 KiB.
+
+        Without `messages` it takes only pings and pongs, which may overtake them.
+        """
         with self.lock:
-            frames: List[Tuple[int, bytes, Optional[Entry]]] = []
+            frames: List[Taken] = []
             if not self._open or self.close_taken:
                 self.ready = False
                 return frames
@@ -346,6 +359,9 @@ class Outbox:
                 if len(self._awaited) > _AWAITED:
                     self._forget_ping()
                 frames.append((OP_PING, ping.payload, None))
+            if not messages:
+                self._update()
+                return frames
             if not self._close_now:
                 self._take_messages(frames)
             if self._close is not None and (self._close_now or not (self._first or self._queue)):
@@ -361,10 +377,10 @@ class Outbox:
                 self._awaited.remove(ping)
                 return
 
-    def _take_messages(self, frames: List[Tuple[int, bytes, Optional[Entry]]]) -> None:
+    def _take_messages(self, frames: List[Taken]) -> None:
         size = 0
         for source in (self._first,) if self._gated else (self._first, self._queue):
-            while source and (not size or size + source[0].size <= _BATCH):
+            while source and (not frames or size + source[0].size <= _BATCH):
                 entry = source.popleft()
                 size += entry.size
                 frames.append((entry.opcode, entry.payload, entry))
