@@ -26,6 +26,8 @@ from tests.support import (
     raw_process,
 )
 
+pytestmark = pytest.mark.counts
+
 QUICK, THOROUGH = 100, 1000
 
 
