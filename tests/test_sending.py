@@ -966,20 +966,22 @@ class Interrupted(wsthread.ThreadDispatcher):
 def test_promise_11_ctrl_c_as_a_callback_is_scheduled_loses_no_callback() -> None:
     main_thread_only()
     outcomes = Outcomes()
-    with peer() as raw, Interrupted() as dispatcher:
-        with opened(raw.url, outcomes, dispatcher=dispatcher) as client:
-            connection = raw.accept()
-            dispatcher.armed = True
-            number = 0
-            with pytest.raises(KeyboardInterrupt):
-                while True:
-                    client.send(str(number))
-                    number += 1
-                    eventually(lambda: len(outcomes.sent) == number)  # noqa: B023
-            eventually(lambda: len(outcomes.sent) == number + 1)
-            client.send("after")
-            eventually(lambda: len(outcomes.sent) == number + 2)
-            assert [connection.read_frame()[0] for _ in range(number + 2)]
+    with contextlib.ExitStack() as stack:
+        raw = stack.enter_context(peer())
+        dispatcher = stack.enter_context(Interrupted())
+        client = stack.enter_context(opened(raw.url, outcomes, dispatcher=dispatcher))
+        connection = raw.accept()
+        dispatcher.armed = True
+        number = 0
+        with pytest.raises(KeyboardInterrupt):
+            while True:
+                client.send(str(number))
+                number += 1
+                eventually(lambda: len(outcomes.sent) == number)  # noqa: B023
+        eventually(lambda: len(outcomes.sent) == number + 1)
+        client.send("after")
+        eventually(lambda: len(outcomes.sent) == number + 2)
+        assert [connection.read_frame()[0] for _ in range(number + 2)]
 
 
 COUNT, CHUNK = 4000, 32 * 1024
