@@ -966,11 +966,10 @@ class Interrupted(wsthread.ThreadDispatcher):
 def test_promise_11_ctrl_c_as_a_callback_is_scheduled_loses_no_callback() -> None:
     main_thread_only()
     outcomes = Outcomes()
-    with (
-        peer() as raw,
-        Interrupted() as dispatcher,
-        opened(raw.url, outcomes, dispatcher=dispatcher) as client,
-    ):
+    with contextlib.ExitStack() as stack:
+        raw = stack.enter_context(peer())
+        dispatcher = stack.enter_context(Interrupted())
+        client = stack.enter_context(opened(raw.url, outcomes, dispatcher=dispatcher))
         connection = raw.accept()
         dispatcher.armed = True
         number = 0
