@@ -40,6 +40,11 @@ class Certificates:
         self._cert.configure_cert(context)
         return context
 
+    def write_authority(self, directory: Path) -> str:
+        path = directory / "authority.pem"
+        self._ca.cert_pem.write_to_path(str(path))
+        return str(path)
+
     def write(self, directory: Path) -> str:
         path = directory / "server.pem"
         self._cert.private_key_and_cert_chain_pem.write_to_path(str(path))
@@ -147,12 +152,13 @@ class RawConnection:
         self.sock = sock
         self.sock.settimeout(SOON)
         self._buffer = b""
+        self.head = b""  # the request, once it was read
 
     def read_head(self) -> bytes:
         while b"\r\n\r\n" not in self._buffer:
             self._more()
-        head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
-        return head
+        self.head, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
+        return self.head
 
     def accept_head(self, head: bytes) -> bytes:
         key = next(

@@ -636,8 +636,8 @@ def read_plainly(*stream: bytes) -> Optional[bytes]:
     try:
         for data in stream:
             result = oracle.decompress(data)
-            if oracle.decompress(TAIL):
-                return None
+            if oracle.decompress(TAIL) or oracle.eof:
+                return None  # (after a final block another stream begins: not for this oracle)
         return result if oracle.decompress(b"\x03\x00") == b"" and oracle.eof else None
     except zlib.error:
         return None

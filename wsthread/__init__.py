@@ -3,6 +3,7 @@
 from . import shutdown
 from ._version import __version__
 from .client import WebSocketClient
+from .deflate import Deflate
 from .delegate import CallbackDelegate, WebSocketDelegate
 from .dispatch import (
     Dispatcher,
@@ -41,6 +42,7 @@ __all__ = [
     "ConnectTimeout",
     "ConnectionClosed",
     "ConnectionState",
+    "Deflate",
     "Dispatcher",
     "ExecutorDispatcher",
     "HandshakeError",

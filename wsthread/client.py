@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import socket as socket_module
 import ssl
@@ -14,6 +15,7 @@ import weakref
 from typing import (
     Any,
     Callable,
+    Dict,
     FrozenSet,
     Iterable,
     List,
@@ -25,6 +27,7 @@ from typing import (
 )
 
 from ._version import __version__
+from .deflate import Deflate, make_offers, negotiate
 from .delegate import Message, overridden, warn_of_typos
 from .dispatch import Dispatcher, OwnThreadDispatcher
 from .errors import ConnectTimeout, NotConnected, WebSocketError, raisable
@@ -35,7 +38,7 @@ from .mailbox import Life, Mailbox, in_callback
 from .opening import OpenOptions, normalize_headers
 from .outbox import Entry, Outbox, Ping
 from .reconnect import Reconnect
-from .session import Session
+from .session import Session, exiting
 from .source import Source, hold_weakly
 from .state import ConnectionState
 from .stats import ClientStats
@@ -48,6 +51,14 @@ _READER_GRACE = 0.2
 
 HeadersLike = Union[Mapping[str, str], Iterable[Tuple[str, str]]]
 Timeout = Optional[float]
+
+
+#: All clients, for the hook of fork. Additions and removals are single dict operations.
+clients: Dict[int, weakref.ref[WebSocketClient]] = {}
+
+
+def _forget(key: int, reference: object) -> None:
+    clients.pop(key, None)
 
 
 class WebSocketClient:
@@ -76,6 +87,8 @@ class WebSocketClient:
     :param sockopt: argument tuples for ``socket.setsockopt``.
     :param max_redirects: how many redirects are followed; never from TLS to plain. To another
         origin none of the headers, no user-info and no client certificate goes along.
+    :param compression: what to offer (RFC 7692): ``"deflate"`` (as ``Deflate()``), a `Deflate`,
+        several in order, or None.
     :param connect_timeout: bounds the whole opening, from resolving to the upgrade.
     :param close_timeout: bounds `disconnect`: what waits, close handshake and callbacks.
     :param send_timeout: how long `send` waits for room.
@@ -107,6 +120,7 @@ class WebSocketClient:
         local_address: Optional[Tuple[str, int]] = None,
         sockopt: Sequence[Tuple[Any, ...]] = (),
         max_redirects: int = 3,
+        compression: Union[str, Deflate, Sequence[Deflate], None] = "deflate",
         connect_timeout: Timeout = 10,
         close_timeout: Timeout = 5,
         send_timeout: Timeout = 30,
@@ -144,6 +158,7 @@ class WebSocketClient:
         )
         owner = delegate if weak_delegate else None
         headers = hold_weakly(headers, owner)
+        offers = make_offers(compression)
         #: What the next attempt opens with; the session asks for it.
         self.source = Source(
             url=hold_weakly(url, owner),
@@ -159,6 +174,8 @@ class WebSocketClient:
                 local_address=local_address,
                 sockopt=tuple(sockopt),
                 max_redirects=max_redirects,
+                offer=", ".join(offer.offer() for offer in offers) or None,
+                accept=functools.partial(negotiate, offers) if offers else None,
             ),
         )
         self._known = Known()
@@ -176,6 +193,7 @@ class WebSocketClient:
         # The lock's; `_session` and `_life` are read without it where no lock may be taken.
         self._life: Optional[Life] = None
         self._set_delegate(delegate, weak_delegate, stacklevel=2)
+        clients[id(self)] = weakref.ref(self, functools.partial(_forget, id(self)))
 
     # What is known. Any thread.
 
@@ -291,6 +309,7 @@ class WebSocketClient:
         finally:
             del session
         if failure is not None:
+            _rest_at_exit()
             try:
                 raise raisable(failure)
             finally:
@@ -311,7 +330,6 @@ class WebSocketClient:
                     raise RuntimeError("connect() in a callback would wait for its own thread")
                 return session, False
             outbox = self._outbox or Outbox(self._settings.send_queue)
-            self._outbox = None
             session = Session(self, self._settings, self._known, outbox)
             if given:
                 session.connect_timeout = timeout
@@ -320,6 +338,7 @@ class WebSocketClient:
             session.awaited = wait
             self._known.error = None
             self._session = session
+            self._outbox = None  # after the session: who sends meanwhile finds one of them
             self._life = session.life  # after the session, see _asked
             try:
                 session.start()
@@ -371,6 +390,12 @@ class WebSocketClient:
                 self._session = None
         if needed:
             self.mailbox.schedule()
+
+    def forked(self) -> None:
+        """In a forked child: there is no life. Called by the hook; takes no lock."""
+        self._lock = threading.RLock()
+        self._session = self._life = None
+        self.mailbox.forked()
 
     def disconnect(
         self, code: int = 1000, reason: str = "", timeout: Timeout = _OMITTED, wait: bool = True
@@ -525,6 +550,8 @@ class WebSocketClient:
             before = self._outbox
             if before is not None:
                 before.admit(entries, first=False, may_wait=False, deadline=None)
+                if self._session is not None:  # connect() came in between
+                    self._session.pump()
             else:
                 self._current().send(
                     entries, self.mailbox.opens_here(), not in_callback(), deadline
@@ -532,6 +559,7 @@ class WebSocketClient:
         except BaseException as error:
             # Its traceback may be kept; the frames below must not keep the session.
             traceback.clear_frames(error.__traceback__)
+            _rest_at_exit()
             raise
 
     def flush(self, timeout: Timeout = _OMITTED) -> None:
@@ -552,6 +580,7 @@ class WebSocketClient:
             self._current().flush(None if timeout is None else time.monotonic() + timeout)
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)
+            _rest_at_exit()
             raise
 
     def ping(self, payload: bytes = b"", timeout: Timeout = _OMITTED) -> float:
@@ -579,6 +608,7 @@ class WebSocketClient:
             )
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)
+            _rest_at_exit()
             raise
 
     def _current(self) -> Session:
@@ -586,6 +616,15 @@ class WebSocketClient:
         if session is not None:
             return session
         raise NotConnected("the client is not connected; call connect()")
+
+
+def _rest_at_exit() -> None:
+    """Keep a daemon thread whose call failed because the interpreter ends from saying so.
+
+    The interpreter stops daemon threads wherever they are; this one stops here.
+    """
+    if exiting.is_set() and threading.current_thread().daemon:
+        threading.Event().wait()
 
 
 def _entry(message: object) -> Entry:

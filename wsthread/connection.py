@@ -8,6 +8,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, List, Optional, Tuple
 
+from .deflate import Agreement
 from .errors import CloseCode, ConnectionClosed, WebSocketError, describe_close, detached
 from .frames import Close, FrameParser, Ping, Pong, encode_close
 from .keepalive import Keepalive
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("wsthread")
 
+#: How long what came before a protocol error may be answered by callbacks.
+_LAST_WORDS = 0.2
 #: How long a peer that has answered the close may take to close the TCP connection.
 _LINGER = 1.0
 _UNLIMITED = 1 << 30
@@ -34,14 +37,21 @@ class Connection:
     and then `conclude`, which cuts every tie.
     """
 
-    def __init__(self, session: Session, transport: Transport) -> None:
+    def __init__(
+        self, session: Session, transport: Transport, agreement: Optional[Agreement]
+    ) -> None:
         settings = session.settings
         self._session = session
         self.transport = transport
         #: Decided for the whole connection, whatever delegates come.
         self._kind = "fragments" if "on_fragment" in session.overridden else "messages"
-        self.parser = FrameParser(settings.max_message_size, fragments=self._kind == "fragments")
-        self.writer = FrameWriter(session.outbox, transport, None, session.written)
+        self.parser = FrameParser(
+            settings.max_message_size,
+            fragments=self._kind == "fragments",
+            inflater=None if agreement is None else agreement.inflater(),
+        )
+        deflater = None if agreement is None else agreement.deflater()
+        self.writer = FrameWriter(session.outbox, transport, deflater, session.written)
         self.opened_at = time.monotonic()
         self.keepalive = Keepalive(settings.ping_interval, settings.ping_timeout, self.opened_at)
         self.gate: Optional[Gate] = None
@@ -51,6 +61,8 @@ class Connection:
         self.paused = False  # reading rests because the receive queue is full
         self.hung_up = False  # the peer is known to have ended while reading rests
         self.error: Optional[BaseException] = None  # why it failed
+        self._broken_by: Optional[WebSocketError] = None  # why it is about to fail ...
+        self._fail_at = math.inf  # ... then at the latest
         self.over = False
 
     def gated(self) -> Gate:
@@ -70,6 +82,7 @@ class Connection:
         transport = self.transport
         transport.close(reset=transport.stalled or self._session.abort_request)
         self._session.known.stats.bytes_sent += transport.written
+        self.error = self.error or self._broken_by
         code, reason = self._close_code()
         closed = ConnectionClosed(f"not sent: {describe_close(code, reason)}", code, reason)
         return code, reason, self.writer.detach(closed)
@@ -83,7 +96,7 @@ class Connection:
 
     def seconds_left(self) -> Optional[float]:
         """Return the seconds until something is due; None: nothing is."""
-        due = min(self.keepalive.deadline(), self.gate_deadline, self.close_deadline)
+        due = min(self.keepalive.deadline(), self.gate_deadline, self.close_deadline, self._fail_at)
         return None if due == math.inf else due - time.monotonic()
 
     def attend(self) -> None:
@@ -99,6 +112,11 @@ class Connection:
             self._session.outbox.lift()
         if self.paused:
             self._try_resume(now)
+        if self._broken_by is not None and (
+            now >= self._fail_at or self._session.mailbox.idle(self._session.waker)
+        ):
+            self._fail(self._broken_by)
+            self._broken_by, self._fail_at = None, math.inf
         keepalive = self.keepalive
         if now >= keepalive.deadline() and not self.over:
             if keepalive.dead(now):
@@ -106,7 +124,8 @@ class Connection:
                 self.over = True
             elif keepalive.ping_due(now):
                 self._session.outbox.keepalive_ping(os.urandom(8))
-        self._write(now)
+        if not self.over or self._session.drop_request:
+            self._write(now)
         if self.over:
             return
         closed = self.close_received is not None and self.writer.close_sent()
@@ -121,8 +140,8 @@ class Connection:
         elif self._session.drop_request:
             self._session.outbox.close(encode_close(CloseCode.GOING_AWAY), now=True)
             self.over = True
-        elif self._session.send_failure is not None:
-            self._fail(self._session.send_failure)
+        elif self._session.outbox.failure is not None:
+            self._fail(self._session.outbox.failure)
             self.over = True
         request = self._session.close_request
         if request is not None:
@@ -143,8 +162,19 @@ class Connection:
             self.keepalive.restart(now)
         if self._session.sent:
             self._session.mailbox.put_sent(self._session.sent, self._session.life)
-        if self.writer.error is not None and self.paused:
+        if self._session.interrupted:
+            self._session.interrupted = False
+            self._session.mailbox.mend()
+            self._session.outbox.mend()
+        if self.writer.error is None:
+            return
+        if self.paused:
             self.hung_up_while_paused()
+        else:
+            # Read what the peer has sent to the last, perhaps its close frame: `read` ends this.
+            # Not every error of writing makes the descriptor readable.
+            self._session.waker.wake()
+            self.read()
 
     # Reading.
 
@@ -166,7 +196,7 @@ class Connection:
 
     def received(self, data: bytes) -> None:
         self._session.known.stats.bytes_received += len(data)
-        if self.error is not None:
+        if self.error is not None or self._broken_by is not None:
             return  # the connection has failed; only its end is waited for
         parser = self.parser
         room = self._room()
@@ -177,7 +207,8 @@ class Connection:
             else:
                 self._sort(items, parser.size)
         if parser.error is not None:
-            self._fail(parser.error)
+            self._broken_by = parser.error
+            self._fail_at = time.monotonic() + _LAST_WORDS
         elif parser.pending or (room < _UNLIMITED and not self._room()):
             self._pause()
 
@@ -210,7 +241,7 @@ class Connection:
         for item in items:
             if isinstance(item, Ping):
                 self._session.known.stats.pings_received += 1
-                self._session.outbox.owe_pong(item.payload)
+                self._session.outbox.owe_pong(item.payload, self.transport.stalled)
                 event: Tuple[str, Tuple[Any, ...]] = ("on_ping", (item.payload,))
             elif isinstance(item, Pong):
                 event = ("on_pong", (item.payload, self._ponged(item.payload)))

@@ -43,6 +43,9 @@ class Dispatcher:
     def join(self, timeout: Optional[float]) -> None:
         """Wait until the threads of a dispatcher that has ended are gone."""
 
+    def forked(self) -> None:
+        """The process is a forked child, in which no other thread exists. Must take no lock."""
+
     def close(self) -> None:
         """Give back what the dispatcher holds. Clients must be disconnected before."""
 
@@ -98,6 +101,10 @@ class ThreadDispatcher(Dispatcher):
             elif worker is None:
                 worker = self._worker = _Worker(self._name)
             worker.jobs.put(job)
+
+    def forked(self) -> None:
+        self._lock = threading.Lock()
+        self._worker = None
 
     def close(self) -> None:
         """End the thread after the callbacks that wait, and wait for that; any thread."""
@@ -200,6 +207,13 @@ class PumpDispatcher(Dispatcher):
 
     def pumped_here(self) -> bool:
         return self._thread == threading.get_ident()
+
+    def forked(self) -> None:
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._jobs.clear()
+        self._waker.close()
+        self._waker = Waker()
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while callbacks wait; for select and the like."""

@@ -21,6 +21,7 @@ _MAX_CONTROL = 125  # bytes in a control frame (5.5)
 _MAX_REASON = _MAX_CONTROL - 2
 _COMPACT_AFTER = 1024  # so many loose parts of a message are joined into one
 _KEYS_PER_DRAW = 256
+_NOT_UTF8 = "text is not valid UTF-8"
 
 Data = Union[bytes, bytearray, memoryview]
 
@@ -61,9 +62,6 @@ Item = Union[str, bytes, Ping, Pong, Close, Fragment]
 
 class Inflater(Protocol):
     """What the parser needs of a decompressing extension (RFC 7692 section 7.2.2)."""
-
-    def start(self) -> None:
-        """Begin a compressed message."""
 
     def inflate(self, data: bytes, final: bool, max_length: int) -> bytes:
         """Return what `data`, the next payload bytes of the message, inflates to.
@@ -167,7 +165,7 @@ class FrameParser:
         try:
             position = self._parse(data, position, items)
         except UnicodeDecodeError:
-            self.error = ProtocolError("text is not valid UTF-8", CloseCode.INVALID_DATA)
+            self.error = ProtocolError(_NOT_UTF8, CloseCode.INVALID_DATA)
         except ProtocolError as error:
             detach(error)
             self.error = error
@@ -311,8 +309,6 @@ class FrameParser:
             self._opcode = first & _OPCODE
             self._room = self._maximum
             self._compressed = bool(first & _RSV1)
-            if self._compressed and self._inflater is not None:
-                self._inflater.start()
         self._final = bool(first & _FIN)
         self._left = length
         if not self._compressed:
@@ -337,13 +333,21 @@ class FrameParser:
             self._room -= len(chunk)
         self.partial += len(chunk)
         if self._opcode == OP_TEXT:
-            # Decoded as it comes: invalid text fails now, not at the message's end (8.1).
-            self._keep(self._decoder.decode(chunk, final))
+            self._keep(self._decode(chunk, final))
         else:
             self._keep(chunk)
         if final or (ended and self._fragments):
             self._deliver(final, items)
         return position + taken
+
+    def _decode(self, chunk: bytes, final: bool) -> str:
+        """Decode text as it comes, so that what is invalid fails now, not at the end (8.1)."""
+        text = self._decoder.decode(chunk, final)
+        # The decoder waits for the third byte of a surrogate before it refuses it.
+        waiting = self._decoder.getstate()[0]
+        if len(waiting) == 2 and b"\xed\xa0" <= waiting <= b"\xed\xbf":
+            raise ProtocolError(_NOT_UTF8, CloseCode.INVALID_DATA)
+        return text
 
     def _keep(self, part: Union[str, bytes]) -> None:
         """Keep a part of the message until it is complete.

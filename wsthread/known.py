@@ -83,11 +83,14 @@ class Known:
         self.close_code, self.close_reason = int(code), reason
 
     def opened(
-        self, subprotocol: Optional[str], response_headers: Tuple[Tuple[str, str], ...]
+        self,
+        subprotocol: Optional[str],
+        extensions: Tuple[str, ...],
+        response_headers: Tuple[Tuple[str, str], ...],
     ) -> None:
         """Note what the opening handshake agreed on; forget the connection before."""
         self.subprotocol = subprotocol
-        self.extensions = ()
+        self.extensions = extensions
         self.response_headers = response_headers
         self.error = self.close_code = self.close_reason = self.latency = None
         self.stats.connections += 1

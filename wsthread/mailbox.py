@@ -164,10 +164,26 @@ class Mailbox:
                 return
         self.schedule()
 
+    def mend(self) -> None:
+        """A producer was interrupted (Ctrl-C): its token may be missing. One too many is none."""
+        with self._lock:
+            self._scheduled = False
+            needed = bool(self._items) and self._needs_token()
+        if needed:
+            self.schedule()
+
     def drop(self, count: int) -> None:
         """Count messages that did not get in."""
         with self._lock:
             self._dropped(count)
+
+    def idle(self, waker: Waker) -> bool:
+        """Whether every callback so far has run; where not, `waker` is woken as they do."""
+        with self._lock:
+            if not self._items and self._running is None:
+                return True
+            self._starved = waker
+            return False
 
     def room(self, waker: Waker) -> int:
         """Return how many messages fit; where that is 0, `waker` is woken when some do."""
@@ -236,9 +252,12 @@ class Mailbox:
                 schedule = more and not self._scheduled and not self.dispatcher.inline
                 self._scheduled = self._scheduled or schedule
                 self._changed.notify_all()
+                starved = None if more else self._starved
             if schedule:
                 self.schedule()
-            del self, outer
+            if starved is not None:
+                starved.wake()
+            del self, outer, starved
         return more
 
     def _run_next(self) -> bool:
@@ -453,6 +472,16 @@ class Mailbox:
                 self.inline = self.inline_thread = None
             elif self.inline is not None:
                 self.inline.wake()  # the next life's reader: it runs the callbacks from now on
+
+    def forked(self) -> None:
+        """In a forked child: nothing waits, and nobody runs. Takes no lock."""
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._items.clear()
+        self._messages = self._bytes = 0
+        self._scheduled, self._running = False, None
+        self.inline = self.inline_thread = self._starved = None
+        self.dispatcher.forked()
 
     def runs_here(self) -> bool:
         """Whether the calling thread is running a callback of this client."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import Deque, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Deque, List, Optional, Sequence, Tuple, Union
 
 from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError, raisable
 from .frames import OP_CLOSE, OP_PING, OP_PONG
@@ -13,6 +13,10 @@ from .limits import QueueLimit
 
 #: Up to this many bytes of messages are encoded at a time; a larger message goes alone.
 _BATCH = 65536
+
+
+#: Pings of one read that are all answered; of more, these many newest.
+_PONGS = 64
 
 
 class Entry:
@@ -31,12 +35,13 @@ class Entry:
 
 
 class Ping:
-    """A ping somebody waits for. The outbox's lock's."""
+    """A ping on its way. The outbox's lock's."""
 
-    __slots__ = ("latency", "lost", "payload", "sent_at")
+    __slots__ = ("awaited", "latency", "lost", "payload", "sent_at")
 
-    def __init__(self, payload: bytes) -> None:
+    def __init__(self, payload: bytes, awaited: bool = True) -> None:
         self.payload = payload
+        self.awaited = awaited  # somebody waits for it, and takes it back
         self.sent_at: Optional[float] = None
         self.latency: Optional[float] = None
         self.lost: Optional[WebSocketError] = None
@@ -55,8 +60,8 @@ class Outbox:
     def __init__(self, limit: QueueLimit) -> None:
         self._limit = limit
         self.lock = threading.Lock()
-        self.changed = threading.Condition(self.lock)
         # All below are the lock's.
+        self._bells: List[threading.Lock] = []  # one for each thread that waits, locked
         self.ready = False
         self.pending = 0  # messages accepted and not yet with the kernel
         self._bytes = 0
@@ -66,12 +71,14 @@ class Outbox:
         self._refusal: Optional[str] = None  # why nothing is accepted any more
         self._open = False  # a connection takes frames
         self._gated = True  # ... but from the queue only once on_open has returned
-        self._pong: Optional[bytes] = None  # the newest owed
+        self._pongs: Deque[bytes] = deque(maxlen=_PONGS)  # owed, oldest first
         self._pings: Deque[Ping] = deque()  # asked for, not yet written
         self._awaited: Deque[Ping] = deque()  # written, not yet answered
         self._close: Optional[bytes] = None
         self._close_now = False  # the close frame does not wait for the queue
         self.close_taken = False
+        #: Why the open connection cannot go on: a sender gave up a frame that was begun.
+        self.failure: Optional[SendTimeout] = None
 
     # Senders.
 
@@ -88,67 +95,116 @@ class Outbox:
         """
         size = sum(entry.size for entry in entries)
         with self.lock:
-            if self._waiting or not self._fits(len(entries), size):
-                self._wait_for_room(len(entries), size, may_wait, deadline)
-            elif self._refusal is not None:
+            if self._refusal is None and not self._waiting and self._fits(len(entries), size):
+                self._accept(entries, size, first, may_wait)
+                return
+        ticket = object()
+
+        def attempt() -> bool:
+            if self._refusal is not None:
                 raise NotConnected(self._refusal)
-            self.pending += len(entries)
-            self._bytes += size
-            if first and self._gated:
-                self._first.extend(entries)
-            else:
-                self._queue.extend(entries)
-            if size > self._limit.bytes and may_wait and self._open:
-                entries[-1].awaited = True
-            self._update()
+            # Who must not wait does not queue behind those who do, either.
+            behind = may_wait and bool(self._waiting) and self._waiting[0] is not ticket
+            if not behind and self._fits(len(entries), size):
+                self._accept(entries, size, first, may_wait)
+                return True
+            if not may_wait or not self._open:
+                text = f"{self.pending} messages with {self._bytes} bytes wait to be sent"
+                raise QueueFull(text)
+            if ticket not in self._waiting:
+                self._waiting.append(ticket)
+            return False
+
+        try:
+            if not self._wait(attempt, deadline):
+                raise SendTimeout("no room in the send queue within the timeout")
+        finally:
+            with self.lock:
+                if ticket in self._waiting:
+                    self._waiting.remove(ticket)
+                    self._ring()
+
+    def _accept(self, entries: Sequence[Entry], size: int, first: bool, may_wait: bool) -> None:
+        self.pending += len(entries)
+        self._bytes += size
+        if first and self._gated:
+            self._first.extend(entries)
+        else:
+            self._queue.extend(entries)
+        if len(entries) == 1 and size > self._limit.bytes and may_wait and self._open:
+            entries[0].awaited = True
+        self._update()
 
     def _fits(self, count: int, size: int) -> bool:
         return self.pending == 0 or (
             self.pending + count <= self._limit.messages and self._bytes + size <= self._limit.bytes
         )
 
-    def _wait_for_room(
-        self, count: int, size: int, may_wait: bool, deadline: Optional[float]
-    ) -> None:
-        ticket = object()
-        self._waiting.append(ticket)
-        try:
-            while True:
-                if self._refusal is not None:
-                    raise NotConnected(self._refusal)
-                if self._waiting[0] is ticket and self._fits(count, size):
-                    return
-                if not may_wait or not self._open:
-                    raise QueueFull(
-                        f"{self.pending} messages with {self._bytes} bytes wait to be sent"
-                    )
+    def _wait(self, done: Callable[[], bool], deadline: Optional[float]) -> bool:
+        """Wait until `done`, which is called with the lock; False when the time is over.
+
+        Not with a Condition: one that Ctrl-C interrupts while it takes its lock back leaves
+        with a lock that is another thread's.
+        """
+        while True:
+            with self.lock:
+                if done():
+                    return True
                 left = _left(deadline)
-                if left == 0 or not self.changed.wait(left):
-                    raise SendTimeout("no room in the send queue within the timeout")
-        finally:
-            self._waiting.remove(ticket)
-            self.changed.notify_all()
+                if left == 0:
+                    return False
+                bell = threading.Lock()
+                bell.acquire()
+                self._bells.append(bell)
+            try:
+                bell.acquire(True, -1 if left is None else left)
+            finally:
+                with self.lock:
+                    if bell in self._bells:
+                        self._bells.remove(bell)
+
+    def _ring(self) -> None:
+        """Have everybody who waits look again. Needs the lock."""
+        while self._bells:
+            self._bells.pop().release()
+
+    def mend(self) -> None:
+        """A sender was interrupted anywhere; let nobody sleep on what it has left undone."""
+        with self.lock:
+            self._update()
+            self._ring()
 
     def wait_sent(self, entry: Entry, deadline: Optional[float]) -> None:
         """Wait until an entry is with the kernel; raises what became of it instead.
 
-        On SendTimeout an entry not yet begun is withdrawn; `entry.outcome` is then that error.
+        An entry not yet begun is withdrawn when its sender gives up; where a message was begun,
+        SendTimeout fails the connection, because the stream cannot go on without it.
         """
+        try:
+            in_time = self._wait(lambda: entry.outcome is not None, deadline)
+        except BaseException:  # Ctrl-C: what was begun goes on
+            with self.lock:
+                self._abandon(entry)
+            raise
         with self.lock:
-            try:
-                while entry.outcome is None:
-                    left = _left(deadline)
-                    if left == 0 or not self.changed.wait(left):
-                        break
-            finally:
-                if entry.outcome is None and entry in self._queue:
-                    self._queue.remove(entry)
-                    self._forget([entry])
-                    entry.outcome = SendTimeout("the message was not begun within the timeout")
-            if isinstance(entry.outcome, BaseException):
-                raise raisable(entry.outcome)
-            if entry.outcome is None:
-                raise SendTimeout("the message was not sent within the timeout")
+            if not in_time and self._abandon(entry) and entry.opcode != -1:
+                self.failure = SendTimeout("a message begun was not sent in time")
+        if isinstance(entry.outcome, BaseException):
+            raise raisable(entry.outcome)
+
+    def _abandon(self, entry: Entry) -> bool:
+        """The sender of an entry gives it up; nobody is told of it. Needs the lock.
+
+        Returns whether it is begun and not yet with the kernel.
+        """
+        if entry.outcome is not None:
+            return False
+        entry.outcome = SendTimeout("not sent within the timeout")
+        if entry not in self._queue:
+            return True
+        self._queue.remove(entry)
+        self._forget([entry])
+        return False
 
     def mark(self) -> Entry:
         """Append a mark that is reached when all that was accepted before is with the kernel."""
@@ -171,21 +227,19 @@ class Outbox:
 
     def wait_pong(self, ping: Ping, deadline: Optional[float]) -> float:
         """Wait for the answer to a ping; return the round trip in seconds."""
-        with self.lock:
-            try:
-                while ping.latency is None and ping.lost is None:
-                    left = _left(deadline)
-                    if left == 0 or not self.changed.wait(left):
-                        raise SendTimeout("no pong within the timeout")
-            finally:
+        try:
+            self._wait(lambda: ping.latency is not None or ping.lost is not None, deadline)
+        finally:
+            with self.lock:
                 for pings in (self._pings, self._awaited):
                     if ping in pings:
                         pings.remove(ping)
                 self._update()
-            if ping.lost is not None:
-                raise raisable(ping.lost)
-            assert ping.latency is not None
+        if ping.latency is not None:
             return ping.latency
+        if ping.lost is not None:
+            raise raisable(ping.lost)
+        raise SendTimeout("no pong within the timeout")
 
     # The reader.
 
@@ -193,7 +247,7 @@ class Outbox:
         """Accept nothing more, in this life."""
         with self.lock:
             self._refusal = self._refusal or why
-            self.changed.notify_all()
+            self._ring()
 
     def opened(self, gated: bool) -> None:
         """A connection takes frames; from the queue only after `lift` where it is gated."""
@@ -210,17 +264,19 @@ class Outbox:
             self._gated = False
             self._update()
 
-    def owe_pong(self, payload: bytes) -> None:
-        """Answer a ping; only the newest is answered (RFC 6455 5.5.3)."""
+    def owe_pong(self, payload: bytes, stalled: bool) -> None:
+        """Answer a ping; while the connection is stalled only the newest (RFC 6455 5.5.3)."""
         with self.lock:
-            self._pong = payload
+            if stalled:
+                self._pongs.clear()
+            self._pongs.append(payload)
             self._update()
 
     def keepalive_ping(self, payload: bytes) -> None:
         """Send a ping nobody waits for, unless one still waits to be written."""
         with self.lock:
             if not self._pings:
-                self._pings.append(Ping(payload))
+                self._pings.append(Ping(payload, awaited=False))
                 self._update()
 
     def ponged(self, payload: bytes, now: float) -> Optional[float]:
@@ -235,7 +291,7 @@ class Outbox:
                 ping = self._awaited.popleft()
                 ping.latency = now - (now if ping.sent_at is None else ping.sent_at)
                 if ping.payload == payload:
-                    self.changed.notify_all()
+                    self._ring()
                     return ping.latency
 
     def close(self, payload: bytes, now: bool) -> None:
@@ -254,8 +310,9 @@ class Outbox:
         """
         with self.lock:
             self._open = False
+            self.failure = None
             self._gated = True
-            self._pong = None
+            self._pongs.clear()
             for ping in [*self._pings, *self._awaited]:
                 ping.lost = error
             self._pings.clear()
@@ -278,15 +335,14 @@ class Outbox:
             if not self._open or self.close_taken:
                 self.ready = False
                 return frames
-            if self._pong is not None:
-                frames.append((OP_PONG, self._pong, None))
-                self._pong = None
+            frames += [(OP_PONG, payload, None) for payload in self._pongs]
+            self._pongs.clear()
             while self._pings:
                 ping = self._pings.popleft()
+                if not ping.awaited:  # of those nobody waits for, the newest is enough
+                    self._awaited = deque(other for other in self._awaited if other.awaited)
                 ping.sent_at = now
                 self._awaited.append(ping)
-                if len(self._awaited) > 64:
-                    self._awaited.popleft()
                 frames.append((OP_PING, ping.payload, None))
             if not self._close_now:
                 self._take_messages(frames)
@@ -304,12 +360,14 @@ class Outbox:
                 size += entry.size
                 frames.append((entry.opcode, entry.payload, entry))
 
-    def done(self, entries: Sequence[Entry]) -> None:
-        """These are with the kernel."""
+    def done(self, entries: Sequence[Entry]) -> List[Entry]:
+        """These are with the kernel; return those whose sender has not given them up."""
         with self.lock:
-            for entry in entries:
+            told = [entry for entry in entries if entry.outcome is None]
+            for entry in told:
                 entry.outcome = True
             self._forget(entries)
+            return told
 
     def failed(self, entries: Sequence[Entry], error: WebSocketError) -> List[Entry]:
         """These were begun on a connection that is gone; return those that go back."""
@@ -320,7 +378,8 @@ class Outbox:
 
     def _give_back(self, entries: Sequence[Entry], error: WebSocketError) -> List[Entry]:
         for entry in entries:
-            entry.outcome = error
+            if entry.outcome is None:
+                entry.outcome = error
         self._forget(entries)
         return [entry for entry in entries if not entry.awaited and entry.opcode != -1]
 
@@ -330,14 +389,14 @@ class Outbox:
                 self.pending -= 1
                 self._bytes -= entry.size
         self._update()
-        self.changed.notify_all()
+        self._ring()
 
     def _update(self) -> None:
         self.ready = (
             self._open
             and not self.close_taken
             and bool(
-                self._pong is not None
+                self._pongs
                 or self._pings
                 or self._close is not None
                 or self._first

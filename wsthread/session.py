@@ -13,12 +13,12 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Deque, Iterator, List, NamedTuple, Optional, Tuple
 
 from .connection import Connection
+from .deflate import Agreement
 from .errors import (
     ConnectError,
     ConnectionClosed,
     ConnectTimeout,
     NotConnected,
-    SendTimeout,
     WebSocketError,
     describe_close,
     detached,
@@ -44,6 +44,8 @@ _numbers = itertools.count(1)
 #: The sessions that run, for the hooks of interpreter exit and fork. Additions and removals
 #: are single dict operations, which need no lock.
 running: dict[int, weakref.ref[Session]] = {}
+#: Set by the hook of interpreter exit, before it ends the sessions.
+exiting = threading.Event()
 
 
 class CloseRequest(NamedTuple):
@@ -77,7 +79,8 @@ class Session:
         self.close_request: Optional[CloseRequest] = None
         self.abort_request = False
         self.drop_request = False
-        self.send_failure: Optional[WebSocketError] = None
+        #: A sender's thread was interrupted at any point of `pump`. Unset by the reader.
+        self.interrupted = False
         #: Whether a connect() waits to raise the first failure itself. Written by connect().
         self.awaited = False
         self.connect_timeout = settings.connect_timeout
@@ -94,6 +97,7 @@ class Session:
         self._backoff: Optional[Backoff] = None
         self._error: Optional[BaseException] = None  # what ended the attempt or connection
         self._poller = Poller()
+        self._waiter: Optional[Waiter] = None  # of the opening under way
         cell: List[Session] = []
         self._cell = cell  # what the thread gets; emptied by it
         self.thread = threading.Thread(
@@ -147,6 +151,17 @@ class Session:
         """Whether nothing more is accepted: the end was asked for, or has begun."""
         return self.ending() or self.known.state is ConnectionState.CLOSING
 
+    def forked(self) -> None:
+        """In a forked child: close the descriptors, and be over. Takes no lock."""
+        if self._connection is not None:
+            self._connection.transport.forked()
+        if self._waiter is not None:
+            self._waiter.forked()
+        self.waker.close()
+        self.abort_request = True
+        if self.known.state is not ConnectionState.DISCONNECTED:
+            self.known.state = next_state(self.known.state, Event.END)
+
     # Sending. Any thread.
 
     def send(
@@ -157,15 +172,12 @@ class Session:
             raise NotConnected("the client is closing")
         self.outbox.admit(entries, first, may_wait, deadline)
         self.pump()
-        last = entries[-1]
-        if last.awaited and last.outcome is None:
+        if entries[0].awaited:
             try:
-                self.outbox.wait_sent(last, deadline)
-            except TimeoutError as error:
-                if last.outcome is None:  # begun: the stream cannot go on without it
-                    self.send_failure = SendTimeout(str(error))
+                self.outbox.wait_sent(entries[0], deadline)
+            finally:
+                if self.outbox.failure is not None:
                     self.waker.wake()
-                raise
 
     def flush(self, deadline: Optional[float]) -> None:
         """Wait until all that was accepted is with the kernel."""
@@ -183,10 +195,15 @@ class Session:
         """Write what waits, as far as it goes without waiting; leave the rest to the reader."""
         writer = self.writer
         if writer is not None:
-            if not writer.pump():
+            try:
+                if not writer.pump():
+                    self.waker.wake()
+                if self.sent:
+                    self.mailbox.put_sent(self.sent, self.life)
+            except BaseException:  # Ctrl-C: the reader mends what was left half done
+                self.interrupted = True
                 self.waker.wake()
-            if self.sent:
-                self.mailbox.put_sent(self.sent, self.life)
+                raise
 
     def written(self, entries: List[Entry]) -> None:
         messages = [entry.message for entry in entries if entry.opcode != -1]
@@ -233,7 +250,7 @@ class Session:
         deadline = None if timeout is None else time.monotonic() + timeout
         if self.give_up_at is not None and not self.ever_open:
             deadline = self.give_up_at if deadline is None else min(deadline, self.give_up_at)
-        waiter = Waiter(self.waker, self.ending, deadline)
+        waiter = self._waiter = Waiter(self.waker, self.ending, deadline)
         try:
             client = self.client()
             if client is None:
@@ -248,13 +265,17 @@ class Session:
             self._error = detached(error)
             self.known.stats.failed_attempts += 1
             return False
+        finally:
+            self._waiter = None
         self._open(opened)
         return True
 
     def _open(self, opened: Opened) -> None:
-        connection = Connection(self, opened.transport)
+        agreement = opened.agreement if isinstance(opened.agreement, Agreement) else None
+        connection = Connection(self, opened.transport, agreement)
         self._connection = connection
-        self.known.opened(opened.subprotocol, tuple(opened.response_headers))
+        extensions = () if agreement is None else (str(agreement),)
+        self.known.opened(opened.subprotocol, extensions, tuple(opened.response_headers))
         self.ever_open = True
         self.connect_timeout = self.settings.connect_timeout
         items = self._change_items(Event.OPENED, "opening")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -181,7 +182,7 @@ class Waiter:
     Used while opening; belongs to the reader's thread.
     """
 
-    __slots__ = ("_cancelled", "_waker", "deadline")
+    __slots__ = ("_cancelled", "_descriptors", "_waker", "deadline")
 
     def __init__(
         self, waker: Waker, cancelled: Callable[[], bool], deadline: Optional[float]
@@ -190,6 +191,13 @@ class Waiter:
         self._cancelled = cancelled
         #: `time.monotonic` of the end of the opening; None: no end.
         self.deadline = deadline
+        self._descriptors: List[int] = []  # what is waited for
+
+    def forked(self) -> None:
+        """In a forked child: close what was waited for. Takes no lock."""
+        for descriptor in self._descriptors:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
     def check(self) -> None:
         """Raise Cancelled or ConnectTimeout where going on is of no use."""
@@ -207,6 +215,7 @@ class Waiter:
         if self.deadline is not None:
             left = max(0.0, self.deadline - time.monotonic())
             timeout = left if timeout is None else min(timeout, left)
+        self._descriptors = list(interest)
         ready = poll({**interest, self._waker.fileno(): READ}, timeout)
         if ready.pop(self._waker.fileno(), 0):
             self._waker.drain()
@@ -278,7 +287,15 @@ class Transport:
         When it is not: flush, wait to read, `receive` nothing but call `handshake_input`.
         """
         with self.lock:
-            done = self._filters[-1].handshake()
+            try:
+                done = self._filters[-1].handshake()
+            except ssl.SSLError:
+                self._owed()  # the alert that tells the peer why
+                try:
+                    self.flush()
+                except OSError:
+                    pass  # it will not hear; what failed the handshake says more
+                raise
             self._owed()
             self.flush()
         return done
@@ -371,6 +388,12 @@ class Transport:
         """Return what broke the connection, where the kernel knows it already."""
         number = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         return OSError(number, os.strerror(number)) if number else None
+
+    def forked(self) -> None:
+        """In a forked child: close the descriptor, which is the parent's. Takes no lock."""
+        self.lock = threading.Lock()
+        self.closed = True
+        self.sock.close()
 
     def close(self, reset: bool = False) -> None:
         """Close the descriptor; `reset` sends RST, so that nothing lingers. Takes the lock."""

@@ -45,6 +45,7 @@ class FrameWriter:
         self._report = report  # called with the lock held
         # All are the transport's lock's.
         self._begun: Deque[Tuple[int, Entry]] = deque()  # with the out-buffer's end offset
+        self._taken: List[Entry] = []  # on the way into the out-buffer
         self._close_end = -1  # the offset behind the close frame
         self.error: Optional[OSError] = None  # writing is over
 
@@ -58,15 +59,13 @@ class FrameWriter:
         while self._outbox.ready or self._transport.stalled:
             if self._transport.stalled and not reader:
                 return True  # who met the stall told the reader
-            if not lock.acquire(False):
+            if lock.locked():
                 return True  # the holder looks again after it has let go
-            try:
+            with lock:  # not `acquire`: Ctrl-C must not come between it and a `try`
                 if self._transport.closed or self.error is not None:
                     return True
                 if not self._write():
                     return False
-            finally:
-                lock.release()
             rounds += 1
             if rounds >= _ROUNDS:
                 return False
@@ -82,45 +81,51 @@ class FrameWriter:
             error.__traceback__ = None
             self.error = error
             return False
+        except BaseException:
+            # Ctrl-C, or no memory: nobody knows how far the frame has come.
+            self.error = OSError("a thread was interrupted while it was writing")
+            raise
         written = transport.written
         done: List[Entry] = []
         while self._begun and self._begun[0][0] <= written:
             done.append(self._begun.popleft()[1])
         if done:
-            self._outbox.done(done)
-            self._report(done)
+            self._report(self._outbox.done(done))
         return drained
 
     def _encode(self) -> None:
         transport = self._transport
         frames: List[bytes] = []
-        sizes = 0
-        ends: List[Tuple[int, Entry]] = []
-        for opcode, payload, entry in self._outbox.take(time.monotonic()):
+        ends: List[int] = []
+        size = 0
+        taken = self._outbox.take(time.monotonic())
+        self._taken = entries = [entry for _, _, entry in taken if entry is not None]
+        closes = False
+        for opcode, payload, entry in taken:
             if opcode != -1:
-                compressed = None
-                if self._deflater is not None and opcode < OP_CLOSE:
-                    compressed = self._deflater.compress(payload)
-                if compressed is None:
-                    frame = encode_frame(opcode, payload)
-                else:
-                    frame = encode_frame(opcode, compressed, rsv1=True)
-                frames.append(frame)
-                sizes += len(frame)
+                frames.append(self._frame(opcode, payload))
+                size += len(frames[-1])
             if entry is not None:
-                ends.append((sizes, entry))
-            if opcode == OP_CLOSE:
-                self._close_end = sizes
+                ends.append(size)
+            closes = closes or opcode == OP_CLOSE
         data = frames[0] if len(frames) == 1 else b"".join(frames)
         start = transport.queued
         transport.write(data)
         # Under TLS the offsets of the records differ: all of a batch counts as sent with its
         # last byte.
-        plain = transport.queued - start == len(data)
-        for end, entry in ends:
+        plain = transport.queued - start == size
+        for end, entry in zip(ends, entries):
             self._begun.append((start + end if plain else transport.queued, entry))
-        if self._close_end >= 0:
+        self._taken = []
+        if closes:
             self._close_end = transport.queued
+
+    def _frame(self, opcode: int, payload: bytes) -> bytes:
+        if self._deflater is not None and opcode < OP_CLOSE:
+            compressed = self._deflater.compress(payload)
+            if compressed is not None:
+                return encode_frame(opcode, compressed, rsv1=True)
+        return encode_frame(opcode, payload)
 
     def close_sent(self) -> bool:
         """Whether the close frame is with the kernel."""
@@ -130,5 +135,7 @@ class FrameWriter:
         """The transport is closed: return what was begun and is not with the kernel."""
         with self._transport.lock:
             begun = [entry for _, entry in self._begun]
+            begun += [entry for entry in self._taken if entry not in begun]
             self._begun.clear()
+            self._taken = []
         return self._outbox.failed(begun, error)

@@ -125,7 +125,7 @@ def _run(command: List[str], lock: int, **environ: str) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=INSTALL_TIMEOUT,
-            **({} if sys.platform == "win32" else {"pass_fds": [lock]}),
+            pass_fds=() if sys.platform == "win32" else (lock,),
             env=python27_environ(**environ),
         )
     except subprocess.TimeoutExpired as error:

@@ -170,7 +170,11 @@ class Run:
         """The selected cases and their numbers at the server."""
 
         def ask(path: str) -> Any:
-            texts = lane.worker.call("texts", lane.server.url(path), STATUS_TIMEOUT)
+            try:
+                texts = lane.worker.call("texts", lane.server.url(path), STATUS_TIMEOUT)
+            except RunError as error:
+                # One reason is a selected case that the suite does not have.
+                raise RunError(f"{error}\n{lane.server.log_tail()}") from None
             if len(texts) != 1:
                 raise RunError(f"{path}: {texts!r} is no answer\n{lane.server.log_tail()}")
             return json.loads(texts[0])

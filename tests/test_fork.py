@@ -1,0 +1,120 @@
+"""Promise 17: a forked child's copy is inert, the parent goes on undisturbed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from typing import Any, Callable, Optional
+
+import pytest
+
+import wsthread
+from tests.support import SOON, Certificates, Recorder, echo_server
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"),
+    # Forking with threads is what this is about.
+    pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning"),
+]
+
+
+def in_child(check: Callable[[], None]) -> None:
+    """Run `check` in a forked child, bounded; what it raises fails the test."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            threading.Timer(SOON, lambda: os._exit(3)).start()
+            check()
+            status = 0
+        except BaseException as error:
+            os.write(2, f"in the child: {error!r}\n".encode())
+        finally:
+            os._exit(status)
+    deadline = time.monotonic() + 2 * SOON
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            assert status == 0, f"status {status}"
+            return
+        time.sleep(0.005)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    raise AssertionError("the child hangs")
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("kind", ["default", "inline", "shared", "pump"])
+def test_promise_17_fork(tls: bool, kind: str, tmp_path: Any) -> None:
+    certificates = Certificates()
+    dispatcher: Optional[wsthread.Dispatcher] = {
+        "default": lambda: None,
+        "inline": wsthread.InlineDispatcher,
+        "shared": wsthread.ThreadDispatcher,
+        "pump": wsthread.PumpDispatcher,
+    }[kind]()
+    recorder = Recorder()
+
+    def wait_for(name: str, count: int) -> Any:
+        if isinstance(dispatcher, wsthread.PumpDispatcher):
+            deadline = time.monotonic() + SOON
+            while len(recorder.of(name)) < count and time.monotonic() < deadline:
+                dispatcher.run_pending()
+        return recorder.wait_for(name, count)
+
+    with echo_server(certificates.write(tmp_path) if tls else None) as url:
+        client = wsthread.WebSocketClient(
+            url,
+            recorder,
+            dispatcher=dispatcher,
+            ssl_context=certificates.client_context() if tls else None,
+        )
+        client.connect()
+        client.send("before")
+        wait_for("message", 1)
+        held = client._session
+        assert held is not None and held._connection is not None
+        descriptor = held._connection.transport.fileno()
+        # Locks that another thread holds at the moment of the fork stay held in the child.
+        locks = [client._lock, held.outbox.lock, client.mailbox._lock]
+
+        def check() -> None:
+            assert client.state is wsthread.ConnectionState.DISCONNECTED
+            with pytest.raises(OSError):
+                os.fstat(descriptor)
+            with pytest.raises(wsthread.NotConnected):
+                client.send("from the child")
+            assert client.disconnect() and client.wait(1)
+            seen = len(recorder.events)
+            client.connect()
+            client.send("child")
+            count = len([event for event in recorder.events[:seen] if event[0] == "message"])
+            assert wait_for("message", count + 1) == ("message", "child")
+            assert client.disconnect()
+
+        held_now, done = threading.Event(), threading.Event()
+        holder = threading.Thread(target=hold, args=(locks, held_now, done))
+        holder.start()
+        try:
+            assert held_now.wait(SOON)
+            in_child(check)
+        finally:
+            done.set()
+            holder.join(SOON)
+        client.send("after")
+        wait_for("message", 2)
+        assert recorder.messages() == ["before", "after"]
+        assert "close" not in recorder.names()
+        assert client.disconnect()
+        if dispatcher is not None:
+            dispatcher.close()
+
+
+def hold(locks: Any, held: threading.Event, done: threading.Event) -> None:
+    with contextlib.ExitStack() as stack:
+        for lock in locks:
+            stack.enter_context(lock)
+        held.set()
+        done.wait(SOON * 3)

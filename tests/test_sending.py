@@ -1,0 +1,949 @@
+"""Promises 9 to 12: what is sent, in which order, how far, and what becomes of the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+import pytest
+
+import wsthread
+from tests.support import (
+    SOON,
+    Certificates,
+    RawConnection,
+    RawServer,
+    Recorder,
+    close_frame,
+    echo_server,
+    frame,
+)
+from wsthread import QueueLimit, Reconnect
+
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+KINDS = ["plain", "tls"]
+
+
+@pytest.fixture(scope="module")
+def certificates() -> Certificates:
+    return Certificates()
+
+
+@pytest.fixture(scope="module")
+def echo_urls(certificates: Certificates, tmp_path_factory: Any) -> Iterator[Dict[str, str]]:
+    pem = certificates.write(tmp_path_factory.mktemp("tls"))
+    with echo_server() as plain, echo_server(pem) as tls:
+        yield {"plain": plain, "tls": tls}
+
+
+class Peer:
+    """A raw server whose connections the test drives itself, on its own thread."""
+
+    def __init__(self, upgrade: bool = True, **options: Any) -> None:
+        self._upgrade = upgrade
+        self._waiting: queue.Queue[RawConnection] = queue.Queue()
+        self._released = threading.Event()
+        self._lock = threading.Lock()
+        self.server = RawServer(self._script, **options)
+        self.url = self.server.url
+
+    def _script(self, connection: RawConnection) -> None:
+        if self._upgrade:
+            connection.upgrade()
+        else:
+            connection.read_head()
+        self._waiting.put(connection)
+        assert self._released.wait(SOON * 3)
+        self._released.clear()
+
+    def accept(self) -> RawConnection:
+        """The next connection; it stays open until `release`."""
+        return self._waiting.get(timeout=SOON)
+
+    def release(self) -> None:
+        self._released.set()
+
+
+@contextlib.contextmanager
+def peer(**options: Any) -> Iterator[Peer]:
+    peer = Peer(**options)
+    try:
+        yield peer
+    finally:
+        peer.release()
+        peer.server.close()
+
+
+@contextlib.contextmanager
+def opened(url: str, delegate: Any = None, **options: Any) -> Iterator[wsthread.WebSocketClient]:
+    client = make(url, delegate, **options)
+    try:
+        client.connect()
+        yield client
+    finally:
+        client.abort()
+
+
+def make(url: str, delegate: Any = None, **options: Any) -> wsthread.WebSocketClient:
+    certificates = options.pop("certificates", None)
+    if certificates is not None and url.startswith("wss"):
+        options["ssl_context"] = certificates.client_context()
+    options.setdefault("reconnect", False)
+    return wsthread.WebSocketClient(url, delegate, **options)
+
+
+def narrow(client: wsthread.WebSocketClient, size: int = 8192) -> None:
+    """Have the kernel take little, so that a peer that does not read is felt soon."""
+    session: Any = client._session
+    sock = session._connection.transport.sock
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
+
+def eventually(condition: Callable[[], bool], timeout: float = SOON) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.002)
+
+
+class Background(threading.Thread):
+    """Runs a function; `result` gives back what it returned or raised."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        super().__init__(daemon=True)
+        self._function, self._args = function, args
+        self._error: Optional[BaseException] = None
+        self._value: Any = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._value = self._function(*self._args)
+        except BaseException as error:
+            self._error = error
+
+    def result(self, timeout: float = SOON) -> Any:
+        self.join(timeout)
+        assert not self.is_alive(), "hangs"
+        if self._error is not None:
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error
+        return self._value
+
+    def error(self, timeout: float = SOON) -> BaseException:
+        self.join(timeout)
+        assert not self.is_alive(), "hangs"
+        assert self._error is not None, "nothing was raised"
+        return self._error
+
+
+@contextlib.contextmanager
+def switching(interval: float = 1e-6) -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(interval)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+class Outcomes(wsthread.WebSocketDelegate):
+    """What became of every message. Read it when the life is over."""
+
+    def __init__(self) -> None:
+        self.sent: List[Any] = []
+        self.unsent: List[Any] = []
+
+    def on_sent(self, client: Any, message: Any) -> None:
+        self.sent.append(message)
+
+    def on_unsent(self, client: Any, message: Any, error: Any) -> None:
+        self.unsent.append(message)
+
+
+# Promise 9.
+
+SIZES = {
+    "small": [1, 20, 125, 126, 300],
+    "large": [65_000, 65_536, 200_000],
+    "mixed": [1, 70_000, 125, 126, 1000, 65_535, 7, 150_000],
+}
+
+
+def numbered(thread: int, number: int, size: int) -> bytes:
+    return struct.pack("!HI", thread, number) + bytes([thread]) * size
+
+
+def collect(connection: RawConnection, got: List[Tuple[int, bytes]]) -> None:
+    """Upgrade; read frames up to the close frame, answer that."""
+    connection.upgrade()
+    while True:
+        opcode, payload = connection.read_frame()
+        if opcode == CLOSE:
+            connection.sock.sendall(frame(CLOSE, payload))
+            return
+        got.append((opcode, payload))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", list(SIZES))
+def test_promise_09_frames_of_many_threads_never_interleave(
+    certificates: Certificates, kind: str, sizes: str
+) -> None:
+    threads, each = 6, 40 if sizes == "large" else 150
+    got: List[Tuple[int, bytes]] = []
+    context = certificates.server_context() if kind == "tls" else None
+    outcomes = Outcomes()
+    with RawServer(lambda connection: collect(connection, got), context=context) as server:
+        client = make(server.url, outcomes, certificates=certificates)
+        client.connect()
+
+        def send(thread: int) -> None:
+            for number in range(each):
+                size = SIZES[sizes][number % len(SIZES[sizes])]
+                client.send(numbered(thread, number, size))
+
+        with switching():
+            senders = [Background(send, thread) for thread in range(threads)]
+            for sender in senders:
+                sender.result(30)
+        assert client.disconnect()
+    assert len(got) == threads * each
+    last = [-1] * threads
+    for opcode, payload in got:
+        assert opcode == BINARY
+        thread, number = struct.unpack("!HI", payload[:6])
+        size = SIZES[sizes][number % len(SIZES[sizes])]
+        assert payload == numbered(thread, number, size)
+        assert number == last[thread] + 1, "the order within a thread is kept"
+        last[thread] = number
+    assert outcomes.sent == [payload for _, payload in got]
+    assert outcomes.unsent == []
+    assert client.stats.messages_sent == threads * each
+    assert client.stats.messages_unsent == client.pending == 0
+
+
+@pytest.mark.parametrize("kind", ["bytearray", "memoryview", "strided"])
+def test_promise_09_mutable_buffers_are_copied_when_accepted(kind: str) -> None:
+    recorder = Recorder()
+    with peer() as raw:
+        client = make(raw.url, recorder)
+        buffer = bytearray(b"0123456789")
+        whole = memoryview(buffer)
+        message = {"bytearray": buffer, "memoryview": whole[2:5], "strided": whole[::3]}[kind]
+        expected = bytes(message)
+        client.send(message)
+        client.send_many([message, message])
+        buffer[:] = b"x" * 10
+        client.connect()
+        connection = raw.accept()
+        client.send(message)
+        buffer[:] = b"y" * 10
+        found = [connection.read_frame() for _ in range(4)]
+        assert found[:3] == [(BINARY, expected)] * 3
+        assert found[3] == (BINARY, b"x" * len(expected))
+        recorder.wait_for("sent", 4)
+        assert recorder.of("sent")[0] == ("sent", expected)
+        client.abort()
+
+
+def test_promise_09_what_cannot_be_a_message_raises_at_the_call() -> None:
+    client = make("ws://127.0.0.1:9/")
+    for wrong in (None, 1, 1.5, ["a"], {"a": 1}, object()):
+        with pytest.raises(TypeError):
+            client.send(wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            client.send_many(["good", wrong])  # type: ignore[list-item]
+    for text in ("one string", b"bytes", bytearray(b"b"), memoryview(b"m"), 5):
+        with pytest.raises(TypeError):
+            client.send_many(text)  # type: ignore[arg-type]
+    with pytest.raises(UnicodeEncodeError):
+        client.send("lone \ud800 surrogate")
+    with pytest.raises(UnicodeEncodeError):
+        client.send_many(["good", "lone \udfff surrogate"])
+    for timeout in ("1", True):
+        with pytest.raises(TypeError):
+            client.send("x", timeout=timeout)  # type: ignore[arg-type]
+    for timeout in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError):
+            client.send("x", timeout=timeout)
+    assert client.pending == 0
+
+
+def test_promise_09_send_many_is_accepted_whole_or_not_at_all() -> None:
+    outcomes = Outcomes()
+    got: List[Tuple[int, bytes]] = []
+    with RawServer(lambda connection: collect(connection, got)) as server:
+        client = make(server.url, outcomes, send_queue=QueueLimit(messages=5))
+        client.send("0")
+
+        def broken() -> Iterator[str]:
+            yield "never"
+            raise LookupError
+
+        with pytest.raises(LookupError):
+            client.send_many(broken())
+        with pytest.raises(wsthread.QueueFull):
+            client.send_many(["never"] * 5)
+        assert client.pending == 1
+        client.send_many(str(number) for number in range(1, 5))
+        client.send_many([])
+        assert client.pending == 5
+        with pytest.raises(wsthread.QueueFull):
+            client.send("never")
+        client.connect()
+        assert client.disconnect()
+    assert [payload for _, payload in got] == [b"0", b"1", b"2", b"3", b"4"]
+    assert outcomes.sent == ["0", "1", "2", "3", "4"]
+
+
+def test_promise_09_send_many_is_one_run_among_other_senders() -> None:
+    got: List[Tuple[int, bytes]] = []
+    with RawServer(lambda connection: collect(connection, got)) as server:
+        client = make(server.url)
+        client.connect()
+
+        def send(thread: int) -> None:
+            for _ in range(50):
+                client.send_many([b"%d:%d" % (thread, number) for number in range(7)])
+
+        with switching():
+            senders = [Background(send, thread) for thread in range(4)]
+            for sender in senders:
+                sender.result(30)
+        assert client.disconnect()
+    assert len(got) == 4 * 50 * 7
+    for start in range(0, len(got), 7):
+        thread = got[start][1].split(b":")[0]
+        assert [payload for _, payload in got[start : start + 7]] == [
+            b"%s:%d" % (thread, number) for number in range(7)
+        ]
+
+
+ENDS = ["disconnect", "abort", "reset", "close"]
+
+
+def drain(connection: RawConnection, end: str) -> None:
+    """A peer that reads a little and then ends the connection its way."""
+    connection.upgrade()
+    with contextlib.suppress(EOFError, ConnectionError):
+        if end in ("disconnect", "abort"):
+            connection.answer_close()
+        else:
+            for _ in range(3):
+                connection.read_frame()
+            if end == "reset":
+                connection.reset()
+            else:
+                connection.sock.sendall(close_frame(1000))
+                while connection.read_frame()[0] != CLOSE:
+                    pass
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_promise_09_accepted_is_sent_or_unsent_whatever_ends_it(
+    certificates: Certificates, kind: str, end: str
+) -> None:
+    rounds = 60 if kind == "plain" else 25
+    context = certificates.server_context() if kind == "tls" else None
+    with RawServer(lambda connection: drain(connection, end), context=context) as server:
+        for turn in range(rounds):
+            account(server.url, certificates, end, turn)
+
+
+def account(url: str, certificates: Certificates, end: str, turn: int) -> None:
+    outcomes = Outcomes()
+    client = make(url, outcomes, certificates=certificates)
+    client.connect()
+    accepted: List[Any] = []
+    started = threading.Event()
+    patience = 4 + turn % 7
+
+    def send(thread: int) -> None:
+        number = 0
+        while True:
+            message = f"{thread}-{number}" + "x" * (number * 997 % 3000)
+            try:
+                if number % 5:
+                    client.send(message)
+                    accepted.append(message)
+                else:
+                    client.send_many([message, message])
+                    accepted.extend([message, message])
+            except (wsthread.WebSocketError, ConnectionError):
+                return
+            number += 1
+            if number == patience:
+                started.set()
+
+    with switching():
+        senders = [Background(send, thread) for thread in range(3)]
+        if end in ("disconnect", "abort"):
+            assert started.wait(SOON)
+            getattr(client, end)()
+        assert client.wait(SOON)
+        for sender in senders:
+            sender.result()
+    assert sorted(outcomes.sent + outcomes.unsent) == sorted(accepted)
+    assert client.stats.messages_sent == len(outcomes.sent)
+    assert client.stats.messages_unsent == len(outcomes.unsent)
+    assert client.pending == 0
+    for thread in range(3):
+        # What was sent was accepted before what was not.
+        prefix = f"{thread}-"
+        mine = [message for message in accepted if message.startswith(prefix)]
+        sent = [message for message in outcomes.sent if message.startswith(prefix)]
+        assert sent == mine[: len(sent)]
+
+
+# Promise 10.
+
+
+def test_promise_10_the_queue_goes_out_in_order_once_open() -> None:
+    with peer(upgrade=False) as raw:
+        client = make(raw.url, Outcomes(), send_queue=QueueLimit(messages=10))
+        client.send("0")
+        client.send(b"1")
+        client.send_many(["2", "3"])
+        client.connect(wait=False)
+        connection = raw.accept()
+        assert client.state is wsthread.ConnectionState.CONNECTING
+        for number in range(4, 10):
+            client.send(str(number))
+        started = time.monotonic()
+        with pytest.raises(wsthread.QueueFull):
+            client.send("no room")  # there is nobody to wait for
+        assert time.monotonic() - started < 1
+        assert client.pending == 10
+        answer(connection)
+        found = [connection.read_frame() for _ in range(10)]
+        assert found == [(BINARY if number == 1 else TEXT, b"%d" % number) for number in range(10)]
+        client.flush()
+        assert client.pending == 0
+        client.abort()
+
+
+def answer(connection: RawConnection) -> None:
+    """Accept the upgrade whose head was read (the peer's `upgrade` is False)."""
+    connection.sock.sendall(connection.accept_head(connection.head) + b"\r\n")
+
+
+def test_promise_10_a_queue_bounded_in_bytes_is_full() -> None:
+    client = make("ws://127.0.0.1:9/", send_queue=QueueLimit(bytes=1000))
+    client.send(b"x" * 500)
+    with pytest.raises(wsthread.QueueFull):
+        client.send(b"x" * 500)  # with its header it does not fit
+    client.send(b"x" * 400)
+    assert client.pending == 2
+    alone = make("ws://127.0.0.1:9/", send_queue=QueueLimit(bytes=1000))
+    alone.send(b"x" * 5000)
+    with pytest.raises(wsthread.QueueFull):
+        alone.send(b"")
+
+
+class First(wsthread.WebSocketDelegate):
+    """Logs in from both callbacks of an opening, while others send."""
+
+    def __init__(self) -> None:
+        self.opening = threading.Event()
+        self.go_on = threading.Event()
+
+    def on_state_change(self, client: Any, state: Any) -> None:
+        if state is wsthread.ConnectionState.CONNECTED:
+            client.send("state")
+
+    def on_open(self, client: Any) -> None:
+        client.send("log-in")
+        self.opening.set()
+        assert self.go_on.wait(SOON)
+        client.send_many(["subscribe 1", "subscribe 2"])
+
+
+def test_promise_10_what_on_open_sends_goes_before_the_queue() -> None:
+    delegate = First()
+    with peer() as raw:
+        client = make(raw.url, delegate)
+        client.send_many(["queued 0", "queued 1"])
+        client.connect()
+        connection = raw.accept()
+        assert delegate.opening.wait(SOON)
+        Background(client.send, "racing").result()  # accepted while on_open runs
+        client.send("racing too")
+        assert [connection.read_frame()[1] for _ in range(2)] == [b"state", b"log-in"]
+        connection.sock.settimeout(0.2)
+        with pytest.raises(socket.timeout):
+            connection.read_frame()  # the queue waits for on_open
+        connection.sock.settimeout(SOON)
+        delegate.go_on.set()
+        assert [connection.read_frame()[1].decode() for _ in range(6)] == [
+            "subscribe 1",
+            "subscribe 2",
+            "queued 0",
+            "queued 1",
+            "racing",
+            "racing too",
+        ]
+        client.abort()
+
+
+def test_promise_10_open_grace_bounds_how_long_on_open_holds_the_queue(caplog: Any) -> None:
+    delegate = First()
+    with peer() as raw:
+        client = make(raw.url, delegate, open_grace=0.3)
+        client.send("queued")
+        started = time.monotonic()
+        client.connect()
+        connection = raw.accept()
+        found = [connection.read_frame()[1] for _ in range(3)]
+        assert found == [b"state", b"log-in", b"queued"]
+        assert 0.25 < time.monotonic() - started < 3
+        assert "on_open has not returned in time" in caplog.text
+        delegate.go_on.set()
+        assert [connection.read_frame()[1] for _ in range(2)] == [b"subscribe 1", b"subscribe 2"]
+        client.abort()
+
+
+class Nowhere(wsthread.Dispatcher):
+    """Never runs a callback."""
+
+    def schedule(self, job: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("overridden", [False, True])
+def test_promise_10_nothing_holds_the_queue_where_nothing_is_overridden(overridden: bool) -> None:
+    delegate: Any = Recorder() if overridden else Outcomes()
+    with peer() as raw:
+        client = make(raw.url, delegate, dispatcher=Nowhere(), open_grace=SOON, close_timeout=0.5)
+        client.send("queued")
+        client.connect()
+        connection = raw.accept()
+        connection.sock.settimeout(0.3 if overridden else SOON)
+        if overridden:
+            with pytest.raises(socket.timeout):
+                connection.read_frame()
+        else:
+            assert connection.read_frame() == (TEXT, b"queued")
+        client.abort()
+
+
+def test_promise_10_begun_comes_back_and_the_rest_goes_on_the_next_connection() -> None:
+    recorder = Recorder()
+    big = b"b" * 6_000_000
+    with peer(receive_buffer=4096) as raw:
+        client = make(raw.url, recorder, reconnect=Reconnect(delay=0))
+        client.connect()
+        connection = raw.accept()
+        recorder.wait_for("open")
+        client.send("first")
+        assert connection.read_frame() == (TEXT, b"first")
+        narrow(client)
+        client.send(big)
+        client.send_many(["second", "third"])
+        assert client.pending == 3
+        connection.reset()
+        raw.release()
+        connection = raw.accept()
+        assert [connection.read_frame()[1] for _ in range(2)] == [b"second", b"third"]
+        client.flush()
+        recorder.wait_for("sent", 3)
+        client.abort()
+    assert [event[1] for event in recorder.of("sent")] == ["first", "second", "third"]
+    ((_, message, error),) = recorder.of("unsent")
+    assert message == big
+    assert isinstance(error, wsthread.ConnectionClosed)
+    assert error.code == 1006
+    assert client.stats.messages_sent == 3
+    assert client.stats.messages_unsent == 1
+
+
+class Subscribes(Recorder):
+    def on_open(self, client: Any) -> None:
+        client.send(b"s" * 6_000_000)
+        client.send("subscribe")
+        super().on_open(client)
+
+
+def test_promise_10_what_on_open_sent_is_sent_anew_by_the_next_on_open() -> None:
+    recorder = Subscribes()
+    with peer(receive_buffer=4096) as raw:
+        client = make(raw.url, recorder, reconnect=Reconnect(delay=0), send_timeout=None)
+        client.send("queued")
+        client.connect()
+        connection = raw.accept()
+        recorder.wait_for("open")
+        connection.reset()
+        raw.release()
+        connection = raw.accept()
+        found = [connection.read_frame()[1] for _ in range(3)]
+        assert found == [b"s" * 6_000_000, b"subscribe", b"queued"]
+        client.abort()
+    assert [len(event[1]) for event in recorder.of("unsent")] == [6_000_000, len("subscribe")]
+
+
+def test_promise_10_sends_race_with_the_opening() -> None:
+    got: List[Tuple[int, bytes]] = []
+    with RawServer(lambda connection: collect(connection, got)) as server, switching():
+        for _ in range(60):
+            del got[:]
+            outcomes = Outcomes()
+            client = make(server.url, outcomes)
+
+            def send(client: Any) -> None:
+                for number in range(30):
+                    client.send(str(number))
+
+            sender = Background(send, client)
+            client.connect()
+            sender.result()
+            client.flush(SOON)
+            assert client.disconnect()
+            assert [payload for _, payload in got] == [b"%d" % number for number in range(30)]
+            assert len(outcomes.sent) == 30
+
+
+# Promise 11.
+
+
+@contextlib.contextmanager
+def stalled(
+    delegate: Any = None, **options: Any
+) -> Iterator[Tuple[wsthread.WebSocketClient, Peer, RawConnection]]:
+    """A client whose peer does not read."""
+    with peer(receive_buffer=4096) as raw:
+        client = make(raw.url, delegate, **options)
+        try:
+            client.connect()
+            connection = raw.accept()
+            narrow(client)
+            yield client, raw, connection
+        finally:
+            client.abort()
+
+
+@pytest.mark.parametrize("threads", [1, 3, 50])
+def test_promise_11_a_peer_that_stops_reading_wedges_no_sender(threads: int) -> None:
+    outcomes = Outcomes()
+    accepted: List[bytes] = []
+    raised: List[BaseException] = []
+    limit = QueueLimit(messages=20, bytes=200_000)
+    with stalled(outcomes, send_queue=limit) as (client, _, connection):
+
+        def send(thread: int) -> None:
+            number = 0
+            while True:
+                message = b"%d:%d:" % (thread, number) + b"x" * 9000
+                try:
+                    client.send(message, timeout=0.3)
+                except wsthread.SendTimeout as error:
+                    error.__traceback__ = None
+                    raised.append(error)
+                    return
+                accepted.append(message)
+                number += 1
+
+        senders = [Background(send, thread) for thread in range(threads)]
+        for sender in senders:
+            sender.result()
+        assert len(raised) == threads
+        assert client.state is wsthread.ConnectionState.CONNECTED
+        assert 0 < client.pending <= 20
+        found = [connection.read_frame() for _ in accepted]  # nothing torn, nothing withdrawn
+        assert sorted(payload for _, payload in found) == sorted(accepted)
+        client.send("goes on")
+        assert connection.read_frame() == (TEXT, b"goes on")
+        client.flush()
+    assert len(outcomes.sent) == len(accepted) + 1
+    assert outcomes.unsent == []
+
+
+@pytest.mark.parametrize("way", ["disconnect", "abort"])
+def test_promise_11_disconnect_of_a_stalled_connection_is_bounded_and_resets(way: str) -> None:
+    outcomes = Outcomes()
+    limit = QueueLimit(messages=10)
+    with stalled(outcomes, send_queue=limit, close_timeout=0.5) as (client, _, connection):
+        client.send_many([b"x" * 3_000_000] * 2 + ["rest"] * 8)
+        waiting = [Background(client.send, "waits for room") for _ in range(3)]
+        eventually(lambda: len(client._session.outbox._waiting) == 3)  # type: ignore[union-attr]
+        started = time.monotonic()
+        assert client.disconnect() if way == "disconnect" else client.abort() is None
+        took = time.monotonic() - started
+        assert took < (0.7 if way == "disconnect" else 0.4)
+        for sender in waiting:
+            assert isinstance(sender.error(1), wsthread.NotConnected)
+        with pytest.raises(ConnectionResetError):
+            while True:
+                connection._more()
+    assert outcomes.sent == []
+    assert outcomes.unsent == [b"x" * 3_000_000] * 2 + ["rest"] * 8
+
+
+def test_promise_11_keepalive_finds_a_peer_that_stopped_reading() -> None:
+    recorder = Recorder()
+    options = {"ping_interval": 0.1, "ping_timeout": 0.3, "send_queue": QueueLimit(messages=3)}
+    with stalled(recorder, **options) as (client, _, _):
+        client.send_many([b"x" * 3_000_000] * 3)
+        sender = Background(client.send, "waits for room")
+        assert client.wait(SOON)
+        assert isinstance(sender.error(), (wsthread.NotConnected, wsthread.QueueFull))
+    assert client.close_code == 1006
+    assert [len(event[1]) for event in recorder.of("unsent")] == [3_000_000] * 3
+
+
+def test_promise_11_control_frames_go_at_the_next_boundary_and_only_the_newest_pong() -> None:
+    recorder = Recorder()
+    big = b"b" * 2_000_000
+    with stalled(recorder) as (client, _, connection):
+        recorder.wait_for("open")
+        connection.sock.sendall(frame(PING, b"while there is room"))
+        assert connection.read_frame() == (PONG, b"while there is room")
+        client.send(big)
+        client.send_many(["one", "two"])
+        for number in range(5):
+            connection.sock.sendall(frame(PING, b"%d" % number))
+        recorder.wait_for("ping", 6)
+        asked = Background(client.ping, b"mine")
+        eventually(lambda: len(client._session.outbox._pings) == 1)  # type: ignore[union-attr]
+        found = [connection.read_frame() for _ in range(5)]
+        assert found == [
+            (BINARY, big),
+            (PONG, b"4"),
+            (PING, b"mine"),
+            (TEXT, b"one"),
+            (TEXT, b"two"),
+        ]
+        connection.sock.sendall(frame(PONG, b"mine"))
+        assert asked.result() > 0
+
+
+LARGE = b"L" * 4_000_000
+
+
+def test_promise_11_a_message_larger_than_the_queue_is_waited_for() -> None:
+    outcomes = Outcomes()
+    with stalled(outcomes, send_queue=QueueLimit(bytes=100_000)) as (client, _, connection):
+        sender = Background(client.send, LARGE)
+        sender.join(0.3)
+        assert sender.is_alive(), "it waits until it is with the kernel"
+        with pytest.raises(wsthread.SendTimeout):
+            client.send("no room beside it", timeout=0.1)
+        assert connection.read_frame() == (BINARY, LARGE)
+        sender.result()
+        client.send("after")
+        assert connection.read_frame() == (TEXT, b"after")
+        client.flush()
+    assert outcomes.sent == [LARGE, "after"]
+
+
+def test_promise_11_a_message_begun_that_times_out_fails_that_connection_only() -> None:
+    recorder = Recorder()
+    limit = QueueLimit(bytes=100_000)
+    with stalled(recorder, send_queue=limit, reconnect=Reconnect(delay=0)) as (client, raw, first):
+        with pytest.raises(wsthread.SendTimeout):
+            client.send(LARGE, timeout=0.3)
+        assert recorder.wait_for("close")[1] == 1006
+        assert isinstance(recorder.wait_for("error")[1], wsthread.SendTimeout)
+        first.sock.close()
+        raw.release()
+        second = raw.accept()
+        recorder.wait_for("open", 2)
+        client.send("on the next")
+        assert second.read_frame() == (TEXT, b"on the next")
+        second.sock.sendall(frame(TEXT, b"it lives"))
+        recorder.wait_for("message")
+        client.flush()
+        assert len(recorder.of("close")) == 1
+    assert recorder.of("sent") == [("sent", "on the next")]
+    assert recorder.of("unsent") == []  # its send raised
+
+
+def test_promise_11_a_message_not_begun_is_withdrawn_when_it_times_out() -> None:
+    delegate = First()
+    with peer() as raw:
+        client = make(raw.url, delegate, send_queue=QueueLimit(bytes=100_000))
+        client.connect()
+        connection = raw.accept()
+        assert delegate.opening.wait(SOON)
+        assert [connection.read_frame()[1] for _ in range(2)] == [b"state", b"log-in"]
+        eventually(lambda: client.pending == 0)
+        with pytest.raises(wsthread.SendTimeout):
+            client.send(LARGE, timeout=0.2)  # the gate is down
+        assert client.pending == 0
+        delegate.go_on.set()
+        client.send("after")
+        found = [connection.read_frame()[1] for _ in range(3)]
+        assert found == [b"subscribe 1", b"subscribe 2", b"after"]
+        client.abort()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_promise_11_timeouts_never_tear_a_frame(certificates: Certificates, kind: str) -> None:
+    """Senders that give up all the time, and a peer that reads slowly."""
+    got: List[bytes] = []
+    stop = threading.Event()
+
+    def slow(connection: RawConnection) -> None:
+        connection.upgrade()
+        while True:
+            opcode, payload = connection.read_frame()
+            if opcode == CLOSE:
+                connection.sock.sendall(frame(CLOSE, payload))
+                return
+            got.append(payload)
+            if not stop.is_set():
+                stop.wait(0.004)
+
+    context = certificates.server_context() if kind == "tls" else None
+    outcomes = Outcomes()
+    with RawServer(slow, context=context, receive_buffer=4096) as server:
+        client = make(
+            server.url,
+            outcomes,
+            certificates=certificates,
+            send_queue=QueueLimit(messages=4, bytes=60_000),
+        )
+        client.connect()
+        narrow(client)
+        accepted: List[bytes] = []
+        given_up = [0] * 4
+
+        def send(thread: int) -> None:
+            for number in range(150):
+                size = (number * 7919 + thread * 104_729) % 20_000
+                message = numbered(thread, number, size)
+                try:
+                    client.send(message, timeout=0.005)
+                except wsthread.SendTimeout:
+                    given_up[thread] += 1
+                else:
+                    accepted.append(message)
+
+        senders = [Background(send, thread) for thread in range(4)]
+        for sender in senders:
+            sender.result(30)
+        stop.set()
+        assert client.disconnect()
+    assert sum(given_up) > 20
+    assert got == outcomes.sent
+    assert sorted(got) == sorted(accepted)
+    assert outcomes.unsent == []
+
+
+def main_thread_only() -> None:
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals reach only the main thread")
+
+
+@pytest.mark.parametrize("size", [1000, 500_000])
+def test_promise_11_ctrl_c_interrupts_a_send_that_waits(size: int) -> None:
+    """It waits for room (1000), or for a message larger than the queue."""
+    main_thread_only()
+    main = threading.get_ident()
+    outcomes = Outcomes()
+    limit = QueueLimit(messages=50, bytes=100_000)
+    with stalled(outcomes, send_queue=limit) as (client, _, connection):
+        accepted = 0
+        timer = threading.Timer(0.7, lambda: signal.pthread_kill(main, signal.SIGINT))
+        timer.start()
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            while True:
+                client.send(b"x" * size, timeout=SOON)
+                accepted += 1
+        assert time.monotonic() - started < 3
+        timer.join()
+        begun = 1 if size > 100_000 else 0
+        for _ in range(accepted + begun):  # a frame that was begun goes on, whole
+            assert connection.read_frame() == (BINARY, b"x" * size)
+        client.send("after")
+        assert connection.read_frame() == (TEXT, b"after")
+        client.flush()
+        assert client.pending == 0
+    assert len(outcomes.sent) == accepted + 1  # nobody is told of a message whose send raised
+    assert outcomes.unsent == []
+
+
+STORM = """
+import json, signal, struct, sys, threading, time
+import wsthread
+
+sent, unsent, accepted, armed, stop = [], [], [], [False], threading.Event()
+main = threading.get_ident()
+
+def handler(number, stack):
+    if armed[0]:
+        armed[0] = False
+        raise KeyboardInterrupt
+
+def storm():
+    while not stop.wait(0.0007):
+        signal.pthread_kill(main, signal.SIGINT)
+
+signal.signal(signal.SIGINT, handler)
+delegate = wsthread.CallbackDelegate(
+    on_sent=lambda client, message: sent.append(struct.unpack("!I", message[:4])[0]),
+    on_unsent=lambda client, message, error: unsent.append(struct.unpack("!I", message[:4])[0]),
+)
+client = wsthread.WebSocketClient(
+    sys.argv[1], delegate, reconnect=wsthread.Reconnect(delay=0, min_uptime=0)
+)
+client.connect()
+thread = threading.Thread(target=storm)
+thread.start()
+interrupted = number = full = 0
+until = time.monotonic() + 1.5
+while time.monotonic() < until:
+    message = struct.pack("!I", number) + bytes(number * 31 % 5000)
+    number += 1
+    try:
+        armed[0] = True
+        client.send(message)
+        armed[0] = False
+        accepted.append(number - 1)
+    except KeyboardInterrupt:
+        interrupted += 1
+    except wsthread.QueueFull:
+        armed[0] = False
+        full += 1
+        time.sleep(0.001)
+armed[0] = False
+stop.set()
+thread.join()
+client.flush(10)
+over = client.disconnect(timeout=10)
+print(json.dumps([interrupted, accepted, sent, unsent, over, client.pending]))
+"""
+
+
+def test_promise_11_a_storm_of_ctrl_c_wedges_nothing_and_tears_nothing() -> None:
+    got: List[Tuple[int, bytes]] = []
+
+    def script(connection: RawConnection) -> None:
+        with contextlib.suppress(EOFError, ConnectionError):
+            collect(connection, got)
+
+    with RawServer(script) as server:
+        command = [sys.executable, "-c", STORM, server.url]
+        done = subprocess.run(command, capture_output=True, timeout=40, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+    interrupted, accepted, sent, unsent, over, pending = json.loads(done.stdout)
+    assert interrupted > 50
+    numbers = [struct.unpack("!I", payload[:4])[0] for _, payload in got]
+    for number, (_, payload) in zip(numbers, got):
+        assert payload == struct.pack("!I", number) + bytes(number * 31 % 5000)
+    assert numbers == sorted(set(numbers)), "in order, none twice"
+    assert set(accepted) <= set(sent + unsent)
+    assert over and pending == 0

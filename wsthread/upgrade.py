@@ -1,0 +1,341 @@
+"""The HTTP upgrade (RFC 6455 section 4): websocket-client behind a strict filter, both ways.
+
+websocket-client makes the handshake's own fields and checks the answer, over a stream that is
+no socket. Its request is completed and written by us; the answer is read, bounded and checked by
+us, and handed on to it as the bare minimum. So neither its cookie jar nor its log ever sees what
+belongs to a user, and nothing it does reaches the connection.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import time
+from dataclasses import dataclass
+from typing import Callable, List, NoReturn, Optional, Sequence, Tuple, Union
+
+import h11
+import websocket
+
+from .errors import ConnectError, HandshakeError, detached
+from .headers import Extensions, Fields, find, parse_extensions
+from .transport import READ, WRITE, Cancelled, Transport, Waiter
+
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_MAX_HEAD = 65536  # bytes of response heads, interim responses included
+_MAX_INTERIM = 8  # 1xx responses before the 101
+_MAX_BODY = 4096  # bytes of a refusal's body that are kept
+_MAX_BODY_READ = 65536  # bytes that are read for it, chunk headers included
+_BODY_TIME = 1.0  # seconds
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+Accept = Callable[[Extensions], object]
+
+
+@dataclass
+class UpgradeRequest:
+    """What to ask for. The fields are the user's; those of the handshake are added."""
+
+    resource: str
+    authority: str  # the Host field
+    fields: Fields
+    subprotocols: Sequence[str]
+    origin: Optional[str]
+    offer: Optional[str]  # the Sec-WebSocket-Extensions field
+    accept: Optional[Accept]
+
+
+@dataclass
+class Upgraded:
+    """What the server agreed to."""
+
+    leftover: bytes = b""
+    subprotocol: Optional[str] = None
+    extensions: Extensions = ()
+    agreement: object = None
+    headers: Sequence[Tuple[str, str]] = ()
+
+
+def upgrade(transport: Transport, request: UpgradeRequest, waiter: Waiter) -> Upgraded:
+    """Bring a connected transport to WebSocket.
+
+    Raises HandshakeError, other ConnectError and ConnectTimeout, Cancelled. The caller closes
+    the transport then.
+    """
+    stream = _Stream(lambda head: _exchange(transport, request, waiter, head))
+    error = _run_websocket_client(stream, request)
+    if error is None and stream.upgraded is None:
+        error = HandshakeError("websocket-client did not read the answer")
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error
+    assert stream.upgraded is not None
+    return stream.upgraded
+
+
+class _Interrupted(Exception):
+    """Carries an error through websocket-client, which translates some and logs others."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+class _Stream:
+    """What websocket-client takes for a connected socket. It lives as long as the handshake."""
+
+    def __init__(self, exchange: Callable[[bytes], Tuple[bytes, Upgraded]]) -> None:
+        self._exchange = exchange
+        self._request = b""
+        self._answer: Optional[io.BytesIO] = None
+        self.upgraded: Optional[Upgraded] = None
+
+    def gettimeout(self) -> float:
+        return 0.0  # all waiting is in `recv`, and is ours: no selector is to be made
+
+    def send(self, data: bytes) -> int:
+        self._request += data
+        return len(data)
+
+    def recv(self, size: int) -> bytes:
+        if self._answer is None:
+            error: Exception
+            try:
+                answer, self.upgraded = self._exchange(self._request)
+            except Exception as raised:
+                error = detached(raised)
+            else:
+                self._answer = io.BytesIO(answer)
+                return self._answer.read(size)
+            raise _Interrupted(error)
+        return self._answer.read(size)
+
+    def close(self) -> None:
+        """The connection is not websocket-client's to close."""
+
+
+def _run_websocket_client(stream: _Stream, request: UpgradeRequest) -> Optional[Exception]:
+    """Let websocket-client do a handshake over the stream; return what it failed with."""
+    header = []
+    # Not as `subprotocols`: it would refuse an answer that chooses none, which is allowed.
+    if request.subprotocols:
+        header.append(f"Sec-WebSocket-Protocol: {', '.join(request.subprotocols)}")
+    if request.offer:
+        header.append(f"Sec-WebSocket-Extensions: {request.offer}")
+    client = websocket.WebSocket(enable_multithread=False)
+    try:
+        client.connect(  # type: ignore[no-untyped-call]
+            "ws://host.invalid/",  # a name no cookie is kept for; the real one is put in below
+            socket=stream,
+            header=header,
+            origin=request.origin,
+            suppress_origin=request.origin is None,
+            redirect_limit=0,
+        )
+    except _Interrupted as interrupted:
+        return interrupted.error
+    except Exception as error:
+        failure = HandshakeError(f"websocket-client does not take the answer: {error}")
+        failure.__cause__ = detached(error)
+        return failure
+    finally:
+        del client.frame_buffer  # it holds a bound method of the client: a cycle
+    return None
+
+
+def _exchange(
+    transport: Transport, request: UpgradeRequest, waiter: Waiter, head: bytes
+) -> Tuple[bytes, Upgraded]:
+    """Send the request, take the answer; return it as websocket-client may see it."""
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=2 * _MAX_HEAD)
+    made = _handshake_fields(head)
+    key = find(made, "sec-websocket-key")[0]
+    fields = [("Host", request.authority), *made, *request.fields]
+    try:
+        event = h11.Request(
+            method="GET",
+            target=request.resource,
+            headers=[(name.encode("ascii"), value.encode("utf-8")) for name, value in fields],
+        )
+        data = (connection.send(event) or b"") + (connection.send(h11.EndOfMessage()) or b"")
+    except h11.LocalProtocolError:
+        # Neither the message nor a cause: they quote the value.
+        raise ConnectError("the request would not be valid HTTP") from None
+    try:
+        _write(transport, data, waiter)
+        return _read_answer(transport, request, waiter, connection, key)
+    except (ConnectError, Cancelled):
+        raise
+    except OSError as error:
+        text = f"the connection broke during the handshake: {error.strerror or error}"
+        raise ConnectError(text) from detached(error)
+
+
+def _handshake_fields(head: bytes) -> List[Tuple[str, str]]:
+    """Return what is websocket-client's in its request: neither Host nor Cookie are."""
+    fields = []
+    for line in head.decode("utf-8").split("\r\n")[1:]:
+        name, separator, value = line.partition(":")
+        lower = name.lower()
+        if separator and (
+            lower in ("upgrade", "connection", "origin") or lower.startswith("sec-websocket-")
+        ):
+            fields.append((name, value.strip()))
+    return fields
+
+
+def _write(transport: Transport, data: bytes, waiter: Waiter) -> None:
+    with transport.lock:
+        transport.write(data)
+        done = transport.flush()
+    while not done:
+        waiter.wait({transport.fileno(): WRITE})
+        with transport.lock:
+            done = transport.flush()
+
+
+def _read_answer(
+    transport: Transport,
+    request: UpgradeRequest,
+    waiter: Waiter,
+    connection: h11.Connection,
+    key: str,
+) -> Tuple[bytes, Upgraded]:
+    response = _read_head(transport, waiter, connection)
+    fields = [
+        (name.decode("latin-1"), value.decode("latin-1"))
+        for name, value in response.headers.raw_items()
+    ]
+    status = response.status_code
+    if status != 101:
+        text = f"the server answered {status} {bytes(response.reason)[:100].decode('latin-1')}"
+        body = b"" if status in REDIRECTS else _read_body(transport, waiter, connection)
+        raise HandshakeError(text.rstrip(), status, fields, body)
+    try:
+        if response.http_version != b"1.1":
+            raise ValueError("it is not HTTP/1.1")
+        accept = _check_switch(fields, key)
+        upgraded = Upgraded(connection.trailing_data[0], headers=fields)
+        upgraded.subprotocol = _check_subprotocol(fields, request.subprotocols)
+        upgraded.extensions = _check_extensions(fields, request.offer)
+        if request.accept is not None:
+            upgraded.agreement = request.accept(upgraded.extensions)
+    except ValueError as error:
+        raise HandshakeError(f"the server's 101 is invalid: {error}", status, fields) from None
+    except HandshakeError as error:  # of `accept`, which knows neither status nor fields
+        raise HandshakeError(str(error), status, fields) from None
+    answer = (
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {accept}\r\n\r\n"
+    )
+    return answer.encode("ascii"), upgraded
+
+
+def _read_head(
+    transport: Transport, waiter: Waiter, connection: h11.Connection
+) -> Union[h11.Response, h11.InformationalResponse]:
+    """Return the head of the final response, a 101 counting as one."""
+    received = interim = 0
+    while True:
+        try:
+            event = connection.next_event()
+        except h11.RemoteProtocolError as error:
+            text = f"the answer is no valid HTTP: {str(error)[:200]}"
+            raise HandshakeError(text) from detached(error)
+        if isinstance(event, h11.Response):
+            return event
+        if isinstance(event, h11.InformationalResponse):
+            if event.status_code == 101:
+                if received - len(connection.trailing_data[0]) > _MAX_HEAD:
+                    _head_too_long()
+                return event
+            interim += 1
+            if interim > _MAX_INTERIM:
+                raise HandshakeError(f"more than {_MAX_INTERIM} interim responses", 100)
+            continue
+        if received >= _MAX_HEAD:
+            _head_too_long()
+        data = _receive(transport, waiter)
+        if not data:
+            what = "in the middle of its answer" if received else "without an answer"
+            raise HandshakeError(f"the server closed the connection {what}")
+        received += len(data)
+        connection.receive_data(data)
+
+
+def _head_too_long() -> NoReturn:
+    raise HandshakeError(f"the answer's head is longer than {_MAX_HEAD} bytes")
+
+
+def _receive(transport: Transport, waiter: Waiter) -> bytes:
+    while True:
+        data = transport.receive()
+        if data is not None:
+            return data
+        waiter.wait({transport.fileno(): READ})
+
+
+def _check_switch(fields: Fields, key: str) -> str:
+    """Check Upgrade, Connection and Sec-WebSocket-Accept (4.1); return the last."""
+    if [value.lower() for value in find(fields, "upgrade")] != ["websocket"]:
+        raise ValueError('it takes exactly one "Upgrade: websocket"')
+    tokens = [item.strip(" \t").lower() for item in ",".join(find(fields, "connection")).split(",")]
+    if "upgrade" not in tokens:
+        raise ValueError('"Connection" does not contain "Upgrade"')
+    digest = hashlib.sha1(key.encode("ascii") + _GUID).digest()
+    accept = base64.b64encode(digest).decode("ascii")
+    if find(fields, "sec-websocket-accept") != [accept]:
+        raise ValueError("it takes exactly one Sec-WebSocket-Accept, that of the key sent")
+    return accept
+
+
+def _check_subprotocol(fields: Fields, offered: Sequence[str]) -> Optional[str]:
+    chosen = find(fields, "sec-websocket-protocol")
+    if not chosen:
+        return None
+    if len(chosen) > 1:
+        raise ValueError("it chooses more than one subprotocol")
+    if chosen[0] not in offered:
+        raise ValueError(f"it chooses the subprotocol {chosen[0]!r}, which was not offered")
+    return chosen[0]
+
+
+def _check_extensions(fields: Fields, offer: Optional[str]) -> Extensions:
+    text = ", ".join(find(fields, "sec-websocket-extensions"))
+    try:
+        extensions = parse_extensions(text)
+    except ValueError as error:
+        raise ValueError(f"Sec-WebSocket-Extensions: {error}") from None
+    offered = {name for name, _ in parse_extensions(offer or "")}
+    for name, _ in extensions:
+        if name not in offered:
+            raise ValueError(f"it chooses the extension {name!r}, which was not offered")
+    return extensions
+
+
+def _read_body(transport: Transport, waiter: Waiter, connection: h11.Connection) -> bytes:
+    """Return the beginning of a refusal's body: what comes soon, and not too much of it."""
+    body = b""
+    received = 0
+    until = time.monotonic() + _BODY_TIME
+    try:
+        while len(body) < _MAX_BODY:
+            event = connection.next_event()
+            if isinstance(event, h11.Data):
+                body += event.data
+                continue
+            left = until - time.monotonic()
+            if event is not h11.NEED_DATA or left <= 0 or received >= _MAX_BODY_READ:
+                break
+            data = transport.receive()
+            if data is None:
+                waiter.wait({transport.fileno(): READ}, left)
+                continue
+            received += len(data)
+            connection.receive_data(data)
+    except (OSError, h11.RemoteProtocolError):
+        pass  # a time-out, too: the status is known, and says more
+    return body[:_MAX_BODY]
