@@ -481,7 +481,7 @@ def test_pump_wait_keeps_to_its_timeout(url: str) -> None:
     assert client.disconnect()
 
 
-def test_pump_disconnect_is_bounded_while_another_thread_pumps_a_blocked_callback(
+def test_promise_05_two_threads_that_pump_do_not_overlap(
     url: str,
 ) -> None:
     pump, hold, held = wsthread.PumpDispatcher(), threading.Event(), threading.Event()
