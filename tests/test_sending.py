@@ -930,6 +930,7 @@ print(json.dumps([interrupted, accepted, sent, unsent, over, client.pending]))
 """
 
 
+@pytest.mark.unmeasured
 def test_promise_11_a_storm_of_ctrl_c_wedges_nothing_and_tears_nothing() -> None:
     got: List[Tuple[int, bytes]] = []
 
