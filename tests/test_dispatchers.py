@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import select
+import sys
 import threading
 import time
 import warnings
@@ -17,6 +18,7 @@ import pytest
 
 import wsthread
 from tests.support import SOON, RawConnection, RawServer, Recorder, echo_server, frame
+from wsthread.dispatch import JoinableThread
 
 KINDS = ["default", "shared", "inline", "executor", "pump", "post"]
 
@@ -655,6 +657,37 @@ def test_inline_next_life_begun_in_the_last_callback(url: str) -> None:
         recorder.wait_for("message", lives, timeout=2)
         assert client.disconnect()
     assert recorder.states() == ["CONNECTING", "CONNECTED", "CLOSING", "DISCONNECTED"] * 4
+
+
+def test_joins_of_one_thread_from_many_do_not_disturb_each_other(url: str) -> None:
+    """As disconnect() on several threads does; and each keeps to its own time-out."""
+    failures: List[BaseException] = []
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(100):
+            go = threading.Event()
+            thread = JoinableThread(lambda event: event.wait(SOON), go, "wsthread-joined")
+
+            def join(timeout: Optional[float], thread: Any = thread) -> None:
+                try:
+                    thread.join(timeout)
+                except BaseException as error:
+                    failures.append(error)
+
+            thread.start()
+            begun = time.monotonic()
+            joiners = [threading.Thread(target=join, args=(t,)) for t in (None, SOON, SOON, SOON)]
+            for joiner in joiners:
+                joiner.start()
+            join(0.001)
+            assert time.monotonic() - begun < 5
+            go.set()
+            for joiner in joiners:
+                joiner.join(SOON)
+    finally:
+        sys.setswitchinterval(before)
+    assert failures == []
 
 
 # The delegate.
