@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Deque, Iterator, List, NamedTuple, Option
 
 from .connection import Connection
 from .deflate import Agreement
+from .dispatch import JoinableThread
 from .errors import (
     ConnectError,
     ConnectionClosed,
@@ -100,9 +101,7 @@ class Session:
         self._waiter: Optional[Waiter] = None  # of the opening under way
         cell: List[Session] = []
         self._cell = cell  # what the thread gets; emptied by it
-        self.thread = threading.Thread(
-            target=_read, args=(cell,), name=f"wsthread-reader-{next(_numbers)}", daemon=True
-        )
+        self.thread = JoinableThread(_read, cell, f"wsthread-reader-{next(_numbers)}")
         self.life = Life(self.thread)
 
     def start(self) -> None:
