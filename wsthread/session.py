@@ -45,7 +45,8 @@ _numbers = itertools.count(1)
 #: The sessions that run, for the hooks of interpreter exit and fork. Additions and removals
 #: are single dict operations, which need no lock.
 running: dict[int, weakref.ref[Session]] = {}
-#: Set by the hook of interpreter exit, before it ends the sessions.
+#: Set by the hook of interpreter exit, before it looks at `running`: a session either finds it
+#: set and does not start, or is found and waited for.
 exiting = threading.Event()
 
 
@@ -102,6 +103,7 @@ class Session:
         cell: List[Session] = []
         self._cell = cell  # what the thread gets; emptied by it
         self.thread = JoinableThread(_read, cell, f"wsthread-reader-{next(_numbers)}")
+        self.started = threading.Event()  # or could not be
         self.life = Life(self.thread)
 
     def start(self) -> None:
@@ -110,6 +112,8 @@ class Session:
         running[id(self)] = weakref.ref(self)
         self._cell.append(self)
         try:
+            if exiting.is_set():
+                raise RuntimeError("the interpreter ends")
             self.thread.start()
         except RuntimeError as error:  # no more threads, or the interpreter ends
             self._cell.clear()
@@ -117,6 +121,8 @@ class Session:
             if self.mailbox.dispatcher.inline:
                 self.mailbox.seal(self.life)  # there is no reader to run them
             raise ConnectError(f"no thread could be started: {error}") from None
+        finally:
+            self.started.set()
 
     # Requests. Any thread.
 
