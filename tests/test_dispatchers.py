@@ -658,6 +658,34 @@ def test_inline_next_life_begun_in_the_last_callback(url: str) -> None:
     assert recorder.states() == ["CONNECTING", "CONNECTED", "CLOSING", "DISCONNECTED"] * 4
 
 
+def test_inline_next_life_over_before_the_last_callback_of_the_one_before(url: str) -> None:
+    """The reader of the first runs what that of the second could not."""
+    held, hold = threading.Event(), threading.Event()
+
+    class Slow(Recorder):
+        def on_state_change(self, client: Any, state: Any) -> None:
+            super().on_state_change(client, state)
+            if state is wsthread.ConnectionState.DISCONNECTED and not held.is_set():
+                held.set()
+                assert hold.wait(SOON)
+
+    recorder = Slow()
+    client = quick(url, recorder, dispatcher=wsthread.InlineDispatcher())
+    client.connect()
+    client.disconnect(wait=False)
+    assert held.wait(SOON)
+    first = recorder.threads[-1]
+    client.connect()
+    client.disconnect(wait=False)
+    for thread in threading.enumerate():
+        if thread.name.startswith("wsthread-reader") and thread is not first:
+            thread.join(SOON)
+            assert not thread.is_alive()
+    hold.set()
+    assert client.wait(SOON)
+    assert recorder.states() == ["CONNECTING", "CONNECTED", "CLOSING", "DISCONNECTED"] * 2
+
+
 def test_joins_of_one_thread_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before CPython 3.13 two that end at once may raise; each keeps to its own time-out."""
     inside: List[int] = []

@@ -477,6 +477,7 @@ def _read(cell: List[Session]) -> None:
                 pass
         while inline and not life.over.is_set() and mailbox.run():
             pass
-        mailbox.release(waker)
+        while not mailbox.release(waker):
+            mailbox.run()
     finally:
         del steps, mailbox, life, waker
