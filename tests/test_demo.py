@@ -44,6 +44,7 @@ def wait_gone(pid: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.unmeasured
 def test_it_prints_every_event_with_its_thread_and_leaves_nothing() -> None:
     done = run("demo")
     assert done.stderr == ""

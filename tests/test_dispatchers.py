@@ -17,6 +17,7 @@ import pytest
 
 import wsthread
 from tests.support import SOON, RawConnection, RawServer, Recorder, echo_server, frame
+from wsthread.dispatch import JoinableThread
 
 KINDS = ["default", "shared", "inline", "executor", "pump", "post"]
 
@@ -481,7 +482,7 @@ def test_pump_wait_keeps_to_its_timeout(url: str) -> None:
     assert client.disconnect()
 
 
-def test_pump_disconnect_is_bounded_while_another_thread_pumps_a_blocked_callback(
+def test_promise_05_two_threads_that_pump_do_not_overlap(
     url: str,
 ) -> None:
     pump, hold, held = wsthread.PumpDispatcher(), threading.Event(), threading.Event()
@@ -655,6 +656,67 @@ def test_inline_next_life_begun_in_the_last_callback(url: str) -> None:
         recorder.wait_for("message", lives, timeout=2)
         assert client.disconnect()
     assert recorder.states() == ["CONNECTING", "CONNECTED", "CLOSING", "DISCONNECTED"] * 4
+
+
+def test_inline_next_life_over_before_the_last_callback_of_the_one_before(url: str) -> None:
+    """The reader of the first runs what that of the second could not."""
+    held, hold = threading.Event(), threading.Event()
+
+    class Slow(Recorder):
+        def on_state_change(self, client: Any, state: Any) -> None:
+            super().on_state_change(client, state)
+            if state is wsthread.ConnectionState.DISCONNECTED and not held.is_set():
+                held.set()
+                assert hold.wait(SOON)
+
+    recorder = Slow()
+    client = quick(url, recorder, dispatcher=wsthread.InlineDispatcher())
+    client.connect()
+    client.disconnect(wait=False)
+    assert held.wait(SOON)
+    first = recorder.threads[-1]
+    client.connect()
+    client.disconnect(wait=False)
+    for thread in threading.enumerate():
+        if thread.name.startswith("wsthread-reader") and thread is not first:
+            thread.join(SOON)
+            assert not thread.is_alive()
+    hold.set()
+    assert client.wait(SOON)
+    assert recorder.states() == ["CONNECTING", "CONNECTED", "CLOSING", "DISCONNECTED"] * 2
+
+
+def test_joins_of_one_thread_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before CPython 3.13 two that end at once may raise; each keeps to its own time-out."""
+    inside: List[int] = []
+    most: List[int] = []
+    join = threading.Thread.join
+
+    def counted(thread: threading.Thread, timeout: Optional[float] = None) -> None:
+        if thread.name != "wsthread-joined":
+            return join(thread, timeout)
+        inside.append(1)
+        most.append(len(inside))
+        try:
+            return join(thread, timeout)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(threading.Thread, "join", counted)
+    go = threading.Event()
+    thread = JoinableThread(lambda event: event.wait(SOON), go, "wsthread-joined")
+    thread.start()
+    joiners = [threading.Thread(target=thread.join, args=(t,)) for t in (None, SOON, SOON)]
+    for joiner in joiners:
+        joiner.start()
+    begun = time.monotonic()
+    thread.join(0.1)
+    assert 0.05 < time.monotonic() - begun < 5 and thread.is_alive()
+    go.set()
+    for joiner in joiners:
+        joiner.join(SOON)
+        assert not joiner.is_alive()
+    assert max(most) == 1 and len(most) == 3
 
 
 # The delegate.

@@ -930,6 +930,7 @@ print(json.dumps([interrupted, accepted, sent, unsent, over, client.pending]))
 """
 
 
+@pytest.mark.unmeasured
 def test_promise_11_a_storm_of_ctrl_c_wedges_nothing_and_tears_nothing() -> None:
     got: List[Tuple[int, bytes]] = []
 
@@ -949,6 +950,39 @@ def test_promise_11_a_storm_of_ctrl_c_wedges_nothing_and_tears_nothing() -> None
     assert numbers == sorted(set(numbers)), "in order, none twice"
     assert set(accepted) <= set(sent + unsent)
     assert over and pending == 0
+
+
+class Interrupted(wsthread.ThreadDispatcher):
+    """Ctrl-C comes just as the test's thread has a callback scheduled."""
+
+    armed = False
+
+    def schedule(self, job: Any) -> None:
+        if self.armed and threading.current_thread() is threading.main_thread():
+            self.armed = False
+            raise KeyboardInterrupt
+        super().schedule(job)
+
+
+def test_promise_11_ctrl_c_as_a_callback_is_scheduled_loses_no_callback() -> None:
+    main_thread_only()
+    outcomes = Outcomes()
+    with contextlib.ExitStack() as stack:
+        raw = stack.enter_context(peer())
+        dispatcher = stack.enter_context(Interrupted())
+        client = stack.enter_context(opened(raw.url, outcomes, dispatcher=dispatcher))
+        connection = raw.accept()
+        dispatcher.armed = True
+        number = 0
+        with pytest.raises(KeyboardInterrupt):
+            while True:
+                client.send(str(number))
+                number += 1
+                eventually(lambda: len(outcomes.sent) == number)  # noqa: B023
+        eventually(lambda: len(outcomes.sent) == number + 1)
+        client.send("after")
+        eventually(lambda: len(outcomes.sent) == number + 2)
+        assert [connection.read_frame()[0] for _ in range(number + 2)]
 
 
 COUNT, CHUNK = 4000, 32 * 1024

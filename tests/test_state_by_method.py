@@ -254,7 +254,9 @@ def check_stops(scene: Scene, method: str, cell: str) -> None:
 
 def check_asks(scene: Scene, method: str, cell: str) -> None:
     call = Call(method, scene.client)
-    assert (call.raised, call.value) == ("", False)
+    assert call.raised == ""
+    # Where no peer is waited for, the end may be there already.
+    assert call.value is False or scene.state in ("CONNECTING", "RECONNECTING")
     assert call.took < LITTLE
     if scene.state == "CONNECTED":
         assert scene.connection.answer_close()[0] == 1000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from concurrent.futures import Executor
 from typing import Callable, Deque, Optional
@@ -11,6 +12,27 @@ from typing import Callable, Deque, Optional
 from .transport import Waker
 
 Job = Callable[[], None]
+
+
+class JoinableThread(threading.Thread):
+    """A daemon thread that several threads may join at once.
+
+    Before CPython 3.13 such joins disturb each other (an AssertionError or a RuntimeError in
+    one of them), so they take turns.
+    """
+
+    def __init__(self, target: Callable[..., None], argument: object, name: str) -> None:
+        super().__init__(target=target, args=(argument,), name=name, daemon=True)
+        self._turn = threading.Lock()
+
+    def join(self, timeout: Optional[float] = None) -> None:
+        begun = time.monotonic()
+        if self._turn.acquire(timeout=-1 if timeout is None else timeout):
+            try:
+                left = None if timeout is None else begun + timeout - time.monotonic()
+                super().join(None if left is None else max(0.0, left))
+            finally:
+                self._turn.release()
 
 
 class Dispatcher:
@@ -68,7 +90,7 @@ class _Worker:
 
     def __init__(self, name: str) -> None:
         self.jobs: queue.SimpleQueue[Optional[Job]] = queue.SimpleQueue()
-        self.thread = threading.Thread(target=_work, args=(self.jobs,), name=name, daemon=True)
+        self.thread = JoinableThread(_work, self.jobs, name)
         self.thread.start()
 
     def __del__(self) -> None:
@@ -143,10 +165,6 @@ class OwnThreadDispatcher(ThreadDispatcher):
             thread = self._last
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
-            if not thread.is_alive():
-                with self._lock:
-                    if self._last is thread:
-                        self._last = None
 
 
 class InlineDispatcher(Dispatcher):

@@ -463,15 +463,21 @@ class Mailbox:
         with self._lock:
             self.inline, self.inline_thread = waker, threading.get_ident()
 
-    def release(self, waker: Waker) -> None:
-        """The reader with this waker ends: let go of it."""
+    def release(self, waker: Waker) -> bool:
+        """The reader with this waker ends: let go of it, and return True.
+
+        False: it has to `run` on, for nobody else is going to run what waits.
+        """
         with self._lock:
+            if self.inline is not None and self.inline is not waker:
+                self.inline.wake()  # the next life's reader: it runs the callbacks from now on
+            elif self.dispatcher.inline and self._items and self._running is None:
+                return False
+            else:
+                self.inline = self.inline_thread = None
             if self._starved is waker:
                 self._starved = None
-            if self.inline is waker:
-                self.inline = self.inline_thread = None
-            elif self.inline is not None:
-                self.inline.wake()  # the next life's reader: it runs the callbacks from now on
+            return True
 
     def forked(self) -> None:
         """In a forked child: nothing waits, and nobody runs. Takes no lock."""

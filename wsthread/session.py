@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Deque, Iterator, List, NamedTuple, Option
 
 from .connection import Connection
 from .deflate import Agreement
+from .dispatch import JoinableThread
 from .errors import (
     ConnectError,
     ConnectionClosed,
@@ -44,7 +45,8 @@ _numbers = itertools.count(1)
 #: The sessions that run, for the hooks of interpreter exit and fork. Additions and removals
 #: are single dict operations, which need no lock.
 running: dict[int, weakref.ref[Session]] = {}
-#: Set by the hook of interpreter exit, before it ends the sessions.
+#: Set by the hook of interpreter exit, before it looks at `running`: a session either finds it
+#: set and does not start, or is found and waited for.
 exiting = threading.Event()
 
 
@@ -100,9 +102,8 @@ class Session:
         self._waiter: Optional[Waiter] = None  # of the opening under way
         cell: List[Session] = []
         self._cell = cell  # what the thread gets; emptied by it
-        self.thread = threading.Thread(
-            target=_read, args=(cell,), name=f"wsthread-reader-{next(_numbers)}", daemon=True
-        )
+        self.thread = JoinableThread(_read, cell, f"wsthread-reader-{next(_numbers)}")
+        self.started = threading.Event()  # or could not be
         self.life = Life(self.thread)
 
     def start(self) -> None:
@@ -111,6 +112,8 @@ class Session:
         running[id(self)] = weakref.ref(self)
         self._cell.append(self)
         try:
+            if exiting.is_set():
+                raise RuntimeError("the interpreter ends")
             self.thread.start()
         except RuntimeError as error:  # no more threads, or the interpreter ends
             self._cell.clear()
@@ -118,6 +121,8 @@ class Session:
             if self.mailbox.dispatcher.inline:
                 self.mailbox.seal(self.life)  # there is no reader to run them
             raise ConnectError(f"no thread could be started: {error}") from None
+        finally:
+            self.started.set()
 
     # Requests. Any thread.
 
@@ -472,6 +477,7 @@ def _read(cell: List[Session]) -> None:
                 pass
         while inline and not life.over.is_set() and mailbox.run():
             pass
-        mailbox.release(waker)
+        while not mailbox.release(waker):
+            mailbox.run()
     finally:
         del steps, mailbox, life, waker

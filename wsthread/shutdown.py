@@ -21,7 +21,8 @@ def _at_exit() -> None:
         session.mailbox.seal(session.life)
     deadline = time.monotonic() + _EXIT_GRACE
     for session in sessions:
-        if session.thread.ident is not None:  # a connect() is just starting it
+        # A connect() may just be starting it, and an interpreter that ends meanwhile crashes.
+        if session.started.wait(max(0.0, deadline - time.monotonic())) and session.thread.ident:
             session.thread.join(max(0.0, deadline - time.monotonic()))
 
 
