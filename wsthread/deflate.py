@@ -31,8 +31,8 @@ _PROBE = _TAIL + _EMPTY_BLOCK * 60
 #: early. Small slices keep these copies small, and small pieces what is inflated in vain.
 _SLICE = 8192
 _PIECE = 1 << 20
-#: What is compressed in a step, a few milliseconds long.
-_STEP = 1 << 17
+#: What is compressed in a step, about a millisecond long.
+_STEP = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Deflater:
         return self._end(payload, [encoder.compress(payload)], encoder)
 
     def steps(self, payload: bytes) -> Generator[None, None, Optional[bytes]]:
-        """Do what `compress` does, and yield every few milliseconds. It must be run to its end."""
+        """Do what `compress` does, and yield about every millisecond. It must be run to its end."""
         if len(payload) < self._agreement.threshold:
             return None
         encoder, parts = self._begin(), []

@@ -11,9 +11,8 @@ from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError, raisab
 from .frames import OP_CLOSE, OP_PING, OP_PONG
 from .limits import QueueLimit
 
-#: Up to this many bytes of messages are encoded at a time; a larger message goes alone, for
-#: what is encoded with it waits for it to be compressed.
-_BATCH = 65536
+#: Up to this many bytes of messages are encoded at a time; a larger message goes alone.
+BATCH = 65536
 #: More pings than these are remembered only while somebody waits for their pong.
 _AWAITED = 64
 
@@ -335,15 +334,10 @@ class Outbox:
 
     # The writer: whoever holds the transport's lock.
 
-    @property
-    def urgent(self) -> bool:
-        """Whether pings or pongs wait. May be read without the lock."""
-        return bool(self._pongs or self._pings)
-
     def take(self, now: float, messages: bool = True) -> List[Taken]:
         """Take the frames that go next, control frames first; at most about 64 KiB.
 
-        Without `messages` it takes only pings and pongs, which may overtake them.
+        Without `messages` it takes only control frames that may overtake them.
         """
         with self.lock:
             frames: List[Taken] = []
@@ -359,12 +353,10 @@ class Outbox:
                 if len(self._awaited) > _AWAITED:
                     self._forget_ping()
                 frames.append((OP_PING, ping.payload, None))
-            if not messages:
-                self._update()
-                return frames
-            if not self._close_now:
-                self._take_messages(frames)
-            if self._close is not None and (self._close_now or not (self._first or self._queue)):
+            if messages and not self._close_now:
+                messages = self._take_messages(frames)
+            last = messages and not (self._first or self._queue)
+            if self._close is not None and (self._close_now or last):
                 frames.append((OP_CLOSE, self._close, None))
                 self.close_taken = True
             self._update()
@@ -377,13 +369,15 @@ class Outbox:
                 self._awaited.remove(ping)
                 return
 
-    def _take_messages(self, frames: List[Taken]) -> None:
+    def _take_messages(self, frames: List[Taken]) -> bool:
+        """Take the messages that go next; return whether more may go with them."""
         size = 0
         for source in (self._first,) if self._gated else (self._first, self._queue):
-            while source and (not frames or size + source[0].size <= _BATCH):
+            while source and (not frames or size + source[0].size <= BATCH):
                 entry = source.popleft()
                 size += entry.size
                 frames.append((entry.opcode, entry.payload, entry))
+        return size <= BATCH
 
     def done(self, entries: Sequence[Entry]) -> List[Entry]:
         """These are with the kernel; return those whose sender has not given them up."""
