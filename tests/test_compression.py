@@ -153,9 +153,8 @@ def connect_to(extensions: Optional[str], compression: Any) -> Tuple[bytes, List
         heads.append(connection.upgrade(headers=headers))
         connection.read_to_end()
 
-    with contextlib.closing(RawServer(script)) as server:
-        with opened(server.url, compression=compression) as client:
-            return heads[0], list(client.extensions)
+    with RawServer(script) as server, opened(server.url, compression=compression) as client:
+        return heads[0], list(client.extensions)
 
 
 def offered(head: bytes) -> List[str]:
