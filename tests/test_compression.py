@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import queue
 import random
@@ -11,12 +12,15 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+import weakref
 import zlib
 from typing import Any, Iterator, List, Optional, Tuple
 
 import pytest
 
 import wsthread
+from tests.interop_server import python_server
 from tests.support import (
     SOON,
     Certificates,
@@ -24,9 +28,11 @@ from tests.support import (
     RawServer,
     Recorder,
     frame,
+    raw_process,
 )
+from tests.test_release import Echo, assert_nothing_grows
 from tests.test_sending import STORM
-from wsthread import Deflate
+from wsthread import Deflate, deflate
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 RSV1, RSV2, RSV3 = 0x40, 0x20, 0x10
@@ -553,6 +559,7 @@ def test_a_message_begun_that_times_out_fails_that_connection_only() -> None:
 
 
 @pytest.mark.unmeasured
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="as for the storm without compression")
 def test_a_storm_of_ctrl_c_leaves_the_stream_intact() -> None:
     got: List[int] = []
     wrong: List[int] = []
@@ -639,6 +646,102 @@ def test_flush_waits_for_a_large_message() -> None:
         assert client.pending == 0
         assert reader.get(timeout=SOON) == (BINARY, LARGE)
         thread.join()
+
+
+# Released (promise 1): with the connection, its zlib streams.
+
+
+class Compressed(Echo):
+    """Waits for one message that is worth compressing."""
+
+    def on_message(self, client: Any, message: Any) -> None:
+        assert message == records(100)
+        self.got.set()
+
+
+def compressed_cycle(url: str) -> None:
+    delegate = Compressed()
+    client = wsthread.WebSocketClient(url, delegate)
+    client.connect()
+    assert client.extensions
+    session = client._session
+    assert session is not None and session._connection is not None
+    held = [session, session._connection, session._connection.parser, session._connection.writer]
+    references = [weakref.ref(thing) for thing in [*held, delegate, client]]
+    del session, held
+    client.send(records(100))
+    assert delegate.got.wait(SOON)
+    assert client.disconnect()
+    assert [r() for r in references[:-2]] == [None] * 4
+    del client, delegate
+    assert [r() for r in references] == [None] * 6
+
+
+@pytest.mark.unmeasured
+@pytest.mark.parametrize("takeover", [True, False])
+def test_promise_01_nothing_is_left_of_a_compressed_connection(takeover: bool) -> None:
+    with python_server("websockets", takeover) as url:
+        assert_nothing_grows(lambda: compressed_cycle(url), 99)
+
+
+@pytest.mark.thorough
+@pytest.mark.unmeasured
+@pytest.mark.parametrize("takeover", [True, False])
+def test_promise_01_nothing_is_left_of_a_thousand_compressed_connections(takeover: bool) -> None:
+    with python_server("websockets", takeover) as url:
+        assert_nothing_grows(lambda: compressed_cycle(url), 1000)
+
+
+def garbage(connection: RawConnection) -> None:
+    peer = Peer(connection)
+    peer.read()
+    peer.send(b"fine " * 100)
+    connection.sock.sendall(WRONG["garbage"][1])
+    assert peer.answer_close()[0] == 1007
+
+
+@pytest.mark.unmeasured
+def test_promise_01_nothing_is_left_of_what_cannot_be_inflated() -> None:
+    def cycle() -> None:
+        delegate = Recorder()
+        client = wsthread.WebSocketClient(url, delegate, reconnect=False)
+        client.connect()
+        client.send(records(100))
+        assert client.wait(SOON)
+        assert client.close_code == 1007
+        assert delegate.messages() == ["fine " * 100]
+        references = [weakref.ref(client), weakref.ref(delegate)]
+        del client, delegate
+        assert [r() for r in references] == [None, None]
+
+    with raw_process(garbage) as url:
+        assert_nothing_grows(cycle, 30)
+
+
+@pytest.mark.unmeasured
+def test_streams_end_with_the_connection_and_not_with_the_client() -> None:
+    def held() -> int:
+        traces = tracemalloc.take_snapshot().filter_traces(
+            [tracemalloc.Filter(True, deflate.__file__)]
+        )
+        return sum(trace.size for trace in traces.traces)
+
+    delegate = Recorder()
+    with python_server("websockets", True) as url:
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            client = wsthread.WebSocketClient(url, delegate)
+            client.connect()
+            client.send(records(100))
+            assert delegate.wait_for("message")[1] == records(100)
+            assert held() > 100 * 1024
+            assert client.disconnect()
+            assert held() < 1024
+        finally:
+            tracemalloc.stop()
+            gc.enable()
 
 
 # The reader is not blocked.
