@@ -179,11 +179,14 @@ class Connection:
     # Reading.
 
     def read(self) -> None:
+        before = self.transport.received
         try:
             data = self.transport.receive()
         except OSError as error:
             self._broken(error)
             return
+        if self.transport.received > before:  # be it a part of a TLS record
+            self.keepalive.heard = time.monotonic()
         if data is None:
             if self.writer.error is not None:
                 self._broken(self.writer.error)
@@ -191,7 +194,6 @@ class Connection:
         if not data:
             self._broken(None)
             return
-        self.keepalive.heard = time.monotonic()
         self.received(data)
 
     def received(self, data: bytes) -> None:
