@@ -347,3 +347,46 @@ def test_promise_18_a_reader_paused_by_back_pressure_does_not_mistake_its_peer()
         assert recorder.wait_for("close")[1] == 1006
         assert client.wait(SOON)
     assert recorder.messages() == [str(number) for number in range(10)]
+
+
+def test_promise_18_an_answer_that_came_while_the_reader_was_held_up_counts() -> None:
+    """An inline callback holds the reader up for longer than the peer's time."""
+    pinged, held_up, ponged = threading.Event(), threading.Event(), threading.Event()
+
+    class HoldsUp(Recorder):
+        def on_sent(self, client: Any, message: Any) -> None:
+            super().on_sent(client, message)
+            held_up.set()
+            assert ponged.wait(SOON)
+            recorder_released.wait(0.5)
+
+    def script(connection: RawConnection) -> None:
+        connection.upgrade()
+        while True:
+            opcode, payload = connection.read_frame()
+            if opcode == PING and not ponged.is_set():
+                pinged.set()
+                assert held_up.wait(SOON)
+            connection.sock.sendall(frame(PONG if opcode == PING else opcode, payload))
+            if opcode == PING:
+                ponged.set()
+            if opcode == 8:
+                return
+
+    recorder, recorder_released = HoldsUp(), threading.Event()  # never set: it is the time
+    with RawServer(script) as raw:
+        client = wsthread.WebSocketClient(
+            raw.url,
+            recorder,
+            dispatcher=wsthread.InlineDispatcher(),
+            reconnect=False,
+            ping_interval=0.2,
+            ping_timeout=0.3,
+        )
+        client.connect()
+        assert pinged.wait(SOON)
+        client.send("hold the reader up")
+        eventually(lambda: len(recorder.of("pong")) >= 2 or recorder.of("close"))
+        assert recorder.of("close") == []
+        assert client.disconnect()
+    assert recorder.of("error") == []
