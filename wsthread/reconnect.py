@@ -41,7 +41,8 @@ class Reconnect:
     should_retry: Optional[Callable[[Optional[BaseException], Optional[int]], Optional[bool]]] = (
         None
     )
-    rng: random.Random = field(default_factory=random.Random, repr=False, compare=False)
+    # By default one without a state, which forked processes would share.
+    rng: random.Random = field(default_factory=random.SystemRandom, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("delay", "max_delay", "min_uptime", "max_retry_after"):
