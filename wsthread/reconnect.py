@@ -25,8 +25,9 @@ class Reconnect:
 
     `should_retry(error, code)` decides instead of the rules below where it returns True or
     False (None: the rules decide); `error` is what ended the attempt or the connection, or
-    None, `code` the close code, or None for a failed attempt. It runs in a thread of its own,
-    bounded by ``connect_timeout``. `rng` is for tests: it gives the chance.
+    None, `code` the close code, or None for a failed attempt. It runs in a thread of its own.
+    Where it raises or takes longer than ``connect_timeout``, a warning is logged and the rules
+    decide. `rng` is for tests: it gives the chance.
 
     The rules: close codes 1001, 1005, 1006 and 1011 to 1014 are retried, and so are failed
     attempts, except certificate errors, bad URLs and HTTP answers other than 408, 429, 5xx.
