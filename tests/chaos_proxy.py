@@ -24,6 +24,8 @@ class Faults:
     cut_head: float = 0.05  # ... or reset in the middle of the server's answer
     lifetime: float = 1.5  # of the others, on average
     silent: float = 0.2  # at its end nothing comes through any more, and nobody is told
+    wall: float = 0.5  # ... nor is anything read any more
+    walled: float = 3.0  # seconds
     reset: float = 0.5  # at its end there is a reset; otherwise a FIN
     delay: float = 0.02  # at most, for a piece
     delayed: float = 0.1
@@ -81,8 +83,11 @@ class _Link:
                 for pump in pumps:
                     pump.cancel()
                 await asyncio.wait(pumps)
-                while await reader.read(_CHUNK):  # it is taken, and goes nowhere
-                    pass
+                if self._chance.random() < self._faults.wall:
+                    await asyncio.sleep(self._faults.walled)
+                else:
+                    while await reader.read(_CHUNK):  # it is taken, and goes nowhere
+                        pass
         finally:
             for pump in pumps:
                 pump.cancel()
