@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Iterator
+from typing import Any, Iterator, Optional
 
 import pytest
 
 import wsthread
+from tests.lasting import SteadyServer
 from tests.soak import Ledger, chaos, live
-from tests.support import Certificates
+from tests.support import SOON, Certificates, Recorder
 
 pytestmark = [pytest.mark.unmeasured, pytest.mark.timeout(120)]
 
@@ -57,3 +60,36 @@ def test_promise_09_no_message_is_lost_in_silence(seconds: float, tmp_path: Path
             ]
         for one in lives:
             check(one.result(), seconds)
+
+
+class BreaksHalfway(socket.socket):
+    """Once armed, takes the first message and a part of the second; then the connection breaks."""
+
+    armed: Optional[int] = None
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        if self.armed is None:
+            return super().send(data, flags)
+        if not self.armed:
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        size, self.armed = self.armed, 0
+        return super().send(bytes(data)[:size], flags)
+
+
+def test_promise_09_what_the_kernel_took_before_the_break_was_sent() -> None:
+    """A program that sends again what comes back would send it twice."""
+    recorder = Recorder()
+    with SteadyServer() as server:
+        sock = BreaksHalfway()
+        sock.connect(("127.0.0.1", server.port))
+        client = wsthread.WebSocketClient(
+            server.url, recorder, socket=sock, compression=None, reconnect=False
+        )
+        client.connect()
+        recorder.wait_for("open")
+        client.flush()
+        sock.armed = 150
+        client.send_many(["a" * 100, "b" * 100])
+        assert client.wait(SOON)
+    assert recorder.of("sent") == [("sent", "a" * 100)]
+    assert [event[1] for event in recorder.of("unsent")] == ["b" * 100]
