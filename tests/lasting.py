@@ -51,7 +51,7 @@ class SteadyServer:
     """
 
     def __init__(
-        self, script: Optional[Callable[[RawConnection], None]] = None, port: int = 0
+        self, script: Optional[Callable[[RawConnection], None]] = None, host: str = "127.0.0.1"
     ) -> None:
         self._script = script or self._echo
         self._lock = threading.Lock()
@@ -60,9 +60,9 @@ class SteadyServer:
         self._listener: Optional[socket.socket] = None
         self.accepted: List[float] = []  # the monotonic time of each
         self.failure: Optional[BaseException] = None  # what a script raised; `close` raises it
-        self.port = port
+        self._host, self.port = host, 0
         self.start()
-        self.url = f"ws://127.0.0.1:{self.port}/"
+        self.url = f"ws://{host}:{self.port}/"
 
     def _echo(self, connection: RawConnection) -> None:
         connection.upgrade()
@@ -73,7 +73,7 @@ class SteadyServer:
         """Listen (again), on the port there was before."""
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", self.port))
+        listener.bind((self._host, self.port))
         listener.listen(512)
         self.port = listener.getsockname()[1]
         self._listener = listener
