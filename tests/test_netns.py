@@ -51,8 +51,7 @@ def test_promise_18_a_cable_pulled_and_packets_dropped_are_found(fault: str) -> 
         pytest.skip(why_not)
     done = subprocess.run(
         [*namespace(), sys.executable, "-m", "tests.netns", fault],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         timeout=50,
         text=True,
     )
