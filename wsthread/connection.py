@@ -117,13 +117,8 @@ class Connection:
         ):
             self._fail(self._broken_by)
             self._broken_by, self._fail_at = None, math.inf
-        keepalive = self.keepalive
-        if now >= keepalive.deadline() and not self.over:
-            if keepalive.dead(now):
-                self._fail(ConnectionClosed("the peer does not answer pings"))
-                self.over = True
-            elif keepalive.ping_due(now):
-                self._session.outbox.keepalive_ping(os.urandom(8))
+        if now >= self.keepalive.deadline() and not self.over:
+            self._keep_alive(now)
         if not self.over or self._session.drop_request:
             self._write(now)
         if self.over:
@@ -133,6 +128,18 @@ class Connection:
             self.close_deadline = min(self.close_deadline, now + _LINGER)
         if now >= self.close_deadline:
             self.over = True
+
+    def _keep_alive(self, now: float) -> None:
+        keepalive = self.keepalive
+        if keepalive.dead(now):
+            self.read()  # the answer may have come while this thread was held up
+        if self.over:
+            return
+        if keepalive.dead(now):
+            self._fail(ConnectionClosed("the peer does not answer pings"))
+            self.over = True
+        elif keepalive.ping_due(now):
+            self._session.outbox.keepalive_ping(os.urandom(8))
 
     def _attend_requests(self, now: float) -> None:
         if self._session.abort_request:
@@ -179,11 +186,14 @@ class Connection:
     # Reading.
 
     def read(self) -> None:
+        before = self.transport.received
         try:
             data = self.transport.receive()
         except OSError as error:
             self._broken(error)
             return
+        if self.transport.received > before:  # be it a part of a TLS record
+            self.keepalive.heard = time.monotonic()
         if data is None:
             if self.writer.error is not None:
                 self._broken(self.writer.error)
@@ -191,7 +201,6 @@ class Connection:
         if not data:
             self._broken(None)
             return
-        self.keepalive.heard = time.monotonic()
         self.received(data)
 
     def received(self, data: bytes) -> None:

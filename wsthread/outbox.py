@@ -73,6 +73,7 @@ class Outbox:
         self._bytes = 0
         self._queue: Deque[Entry] = deque()
         self._first: Deque[Entry] = deque()  # what on_open sends
+        self._first_bytes = 0  # ... and its size
         self._waiting: Deque[object] = deque()  # senders that wait for room, oldest first
         self._refusal: Optional[str] = None  # why nothing is accepted any more
         self._open = False  # a connection takes frames
@@ -101,7 +102,7 @@ class Outbox:
         """
         size = sum(entry.size for entry in entries)
         with self.lock:
-            if self._refusal is None and not self._waiting and self._fits(len(entries), size):
+            if self._refusal is None and not self._waiting and self._fits(entries, size, first):
                 self._accept(entries, size, first, may_wait)
                 return
         ticket = object()
@@ -111,7 +112,7 @@ class Outbox:
                 raise NotConnected(self._refusal)
             # Who must not wait does not queue behind those who do, either.
             behind = may_wait and bool(self._waiting) and self._waiting[0] is not ticket
-            if not behind and self._fits(len(entries), size):
+            if not behind and self._fits(entries, size, first):
                 self._accept(entries, size, first, may_wait)
                 return True
             if not may_wait or not self._open:
@@ -135,15 +136,20 @@ class Outbox:
         self._bytes += size
         if first and self._gated:
             self._first.extend(entries)
+            self._first_bytes += size
         else:
             self._queue.extend(entries)
         if len(entries) == 1 and size > self._limit.bytes and may_wait and self._open:
             entries[0].awaited = True
         self._update()
 
-    def _fits(self, count: int, size: int) -> bool:
-        return self.pending == 0 or (
-            self.pending + count <= self._limit.messages and self._bytes + size <= self._limit.bytes
+    def _fits(self, entries: Sequence[Entry], size: int, first: bool) -> bool:
+        count, total = self.pending, self._bytes
+        if first and self._gated:
+            # The queue waits for these: one that is full must not keep them out.
+            count, total = len(self._first), self._first_bytes
+        return count == 0 or (
+            count + len(entries) <= self._limit.messages and total + size <= self._limit.bytes
         )
 
     def _wait(self, done: Callable[[], bool], deadline: Optional[float]) -> bool:
@@ -325,6 +331,7 @@ class Outbox:
             self._awaited.clear()
             back = list(self._first)
             self._first.clear()
+            self._first_bytes = 0
             if over:
                 self._refusal = self._refusal or "the connection is over"
                 back += self._queue
@@ -376,6 +383,8 @@ class Outbox:
             while source and (not frames or size + source[0].size <= BATCH):
                 entry = source.popleft()
                 size += entry.size
+                if source is self._first:
+                    self._first_bytes -= entry.size
                 frames.append((entry.opcode, entry.payload, entry))
         return size <= BATCH
 

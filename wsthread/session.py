@@ -363,11 +363,13 @@ class Session:
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             return Waiter(self.waker, self.ending, deadline).call(lambda: ask(error, code))
-        except (Cancelled, ConnectTimeout):
+        except Cancelled:
             return False
-        except Exception as failure:
-            logger.warning("should_retry raised %r; the rules decide", failure)
-            return None
+        except ConnectTimeout:
+            logger.warning("should_retry has not returned in time; the rules decide")
+        except BaseException as failure:  # raised in its own thread, whatever it is
+            logger.warning("should_retry raised %r; the rules decide", detached(failure))
+        return None
 
     def _report(self, code: Optional[int], over: bool) -> None:
         """Tell the callbacks how an attempt (code None) or a connection ended, in order."""

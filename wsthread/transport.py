@@ -252,7 +252,17 @@ class Transport:
     call into TLS happens under it. It is never held across a wait. `receive` is the reader's.
     """
 
-    __slots__ = ("__weakref__", "_filters", "_out", "closed", "lock", "queued", "sock", "written")
+    __slots__ = (
+        "__weakref__",
+        "_filters",
+        "_out",
+        "closed",
+        "lock",
+        "queued",
+        "received",
+        "sock",
+        "written",
+    )
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -263,6 +273,7 @@ class Transport:
         self._out: Deque[memoryview] = deque()  # the lock's: what the kernel has not yet taken
         self.queued = 0  # the lock's: bytes ever put into the out-buffer
         self.written = 0  # the lock's: bytes ever taken by the kernel
+        self.received = 0  # the reader's: bytes ever read from the network, TLS's own included
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -318,9 +329,11 @@ class Transport:
 
     def _recv(self, size: int) -> Optional[bytes]:
         try:
-            return self.sock.recv(size)
+            data = self.sock.recv(size)
         except (BlockingIOError, InterruptedError):
             return None
+        self.received += len(data)
+        return data
 
     def receive(self, size: int = _RECEIVE) -> Optional[bytes]:
         """Return plain bytes; None where there are none now, b"" at the end of the stream.

@@ -86,10 +86,10 @@ class FrameWriter:
                 if self._work is not None and reader:
                     self._step(self._work)
             drained = transport.flush()
-        except OSError as error:
+        except OSError as error:  # what the kernel took before is sent all the same
             error.__traceback__ = None
             self.error = error
-            return False
+            drained = False
         except BaseException:
             # Ctrl-C, or no memory: nobody knows how far the frame has come.
             self.error = OSError("a thread was interrupted while it was writing")
