@@ -23,6 +23,7 @@ WRITE = 4
 HANGUP = 16
 
 _RECEIVE = 65536
+_LONGEST_POLL = 2_000_000.0  # seconds; poll takes 2 ** 31 milliseconds
 
 
 class Waker:
@@ -113,11 +114,16 @@ class Poller:
         self._poll.register(descriptor, mask)
 
     def wait(self, timeout: Optional[float]) -> Dict[int, int]:
-        """Return what is ready; `timeout` is in seconds, None for ever."""
+        """Return what is ready; `timeout` is in seconds, None for ever.
+
+        It may come back empty before: the system takes no more than some weeks.
+        """
+        if timeout is not None:
+            timeout = min(max(0.0, timeout), _LONGEST_POLL)
         if self._poll is None:
             return self._select(timeout)
         # Rounded up: a wait that ends a fraction before its deadline would spin through it.
-        found = self._poll.poll(None if timeout is None else max(0.0, timeout) * 1000 + 0.999)
+        found = self._poll.poll(None if timeout is None else timeout * 1000 + 0.999)
         ready = {}
         for descriptor, events in found:
             mask = 0
