@@ -30,7 +30,7 @@ from ._version import __version__
 from .deflate import Deflate, make_offers, negotiate
 from .delegate import Message, overridden, warn_of_typos
 from .dispatch import Dispatcher, OwnThreadDispatcher
-from .errors import ConnectTimeout, NotConnected, WebSocketError, raisable
+from .errors import ConnectError, ConnectTimeout, NotConnected, WebSocketError, detached, raisable
 from .frames import OP_BINARY, OP_TEXT, check_close
 from .known import Known, Settings, check_seconds
 from .limits import QueueLimit
@@ -103,6 +103,10 @@ class WebSocketClient:
     Raises TypeError or ValueError for arguments that cannot be right.
     """
 
+    # The lock's, and read without it. Here, because __del__ looks at it also where __init__
+    # was not even entered.
+    _session: Optional[Session] = None
+
     def __init__(
         self,
         url: Union[str, Callable[[], str]],
@@ -132,7 +136,7 @@ class WebSocketClient:
         send_queue: QueueLimit = QueueLimit(),  # noqa: B008 - immutable
         receive_queue: QueueLimit = QueueLimit(),  # noqa: B008
     ) -> None:
-        self._session: Optional[Session] = None  # first: __del__ looks at it
+        self._session = None
         if not isinstance(url, str) and not callable(url):
             raise TypeError(f"url is a str or callable, not {type(url).__name__}")
         if isinstance(reconnect, bool):
@@ -165,14 +169,14 @@ class WebSocketClient:
             headers=headers,
             options=OpenOptions(
                 headers=() if headers is None or callable(headers) else normalize_headers(headers),
-                subprotocols=tuple(subprotocols),
+                subprotocols=subprotocols,
                 origin=origin,
                 host=host,
                 user_agent=user_agent,
                 ssl_context=ssl_context,
                 socket=socket,
                 local_address=local_address,
-                sockopt=tuple(sockopt),
+                sockopt=sockopt,
                 max_redirects=max_redirects,
                 offer=", ".join(offer.offer() for offer in offers) or None,
                 accept=functools.partial(negotiate, offers) if offers else None,
@@ -190,7 +194,7 @@ class WebSocketClient:
             weakref.ref(self), dispatcher or OwnThreadDispatcher(), receive_queue, self._known.drop
         )
         self._lock = threading.RLock()  # a life that fails to start ends within connect()
-        # The lock's; `_session` and `_life` are read without it where no lock may be taken.
+        # The lock's; like `_session` read without it where no lock may be taken.
         self._life: Optional[Life] = None
         self._set_delegate(delegate, weak_delegate, stacklevel=2)
         clients[id(self)] = weakref.ref(self, functools.partial(_forget, id(self)))
@@ -330,7 +334,11 @@ class WebSocketClient:
                     raise RuntimeError("connect() in a callback would wait for its own thread")
                 return session, False
             outbox = self._outbox or Outbox(self._settings.send_queue)
-            session = Session(self, self._settings, self._known, outbox)
+            try:
+                session = Session(self, self._settings, self._known, outbox)
+            except OSError as error:  # no descriptors left
+                text = f"no connection can be begun: {error.strerror or error}"
+                raise ConnectError(text) from detached(error)
             if given:
                 session.connect_timeout = timeout
             if given and self.reconnect is not None and self.reconnect.first:
@@ -343,7 +351,7 @@ class WebSocketClient:
             try:
                 session.start()
             except BaseException as error:
-                self._session = session = None
+                session = None  # ended already, or about to end
                 traceback.clear_frames(error.__traceback__)
                 raise
             return session, True
@@ -479,7 +487,7 @@ class WebSocketClient:
         pumps the dispatcher the callbacks run here. Raises RuntimeError in a callback of this
         client.
         """
-        check_seconds("timeout", timeout)
+        timeout = check_seconds("timeout", timeout)
         if self.mailbox.runs_here():
             raise RuntimeError("wait() in a callback would wait for its own thread")
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -629,7 +637,7 @@ def _rest_at_exit() -> None:
 
 def _entry(message: object) -> Entry:
     if isinstance(message, str):
-        return Entry(OP_TEXT, message.encode(), message)
+        return Entry(OP_TEXT, str.encode(message), message)
     if isinstance(message, (bytes, bytearray, memoryview)):
         payload = bytes(message)  # a copy only where it can change
         return Entry(OP_BINARY, payload, payload)

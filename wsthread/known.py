@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass, field
 from typing import Optional, Tuple
 
@@ -10,6 +11,8 @@ from .limits import QueueLimit
 from .state import ConnectionState
 from .stats import ClientStats
 
+#: More than anybody waits, and less than the system's waits can take.
+_LONGEST = threading.TIMEOUT_MAX / 2
 _TIMES = ("connect_timeout", "close_timeout", "send_timeout", "ping_interval", "ping_timeout")
 
 
@@ -34,8 +37,9 @@ class Settings:
         if size is not None and size < 1:
             raise ValueError(f"max_message_size is at least 1, not {size}")
         for name in _TIMES:
-            check_seconds(name, getattr(self, name))
-        check_seconds("open_grace", self.open_grace, none=False)
+            object.__setattr__(self, name, check_seconds(name, getattr(self, name)))
+        grace = check_seconds("open_grace", self.open_grace, none=False)
+        object.__setattr__(self, "open_grace", grace)
         for name in ("send_queue", "receive_queue"):
             value = getattr(self, name)
             if not isinstance(value, QueueLimit):
@@ -47,14 +51,14 @@ class Settings:
 
 
 def check_seconds(name: str, value: object, none: bool = True) -> Optional[float]:
-    """Return a time-out as it was given, or raise TypeError or ValueError naming it."""
+    """Return a time that can be waited for, or raise TypeError or ValueError naming it."""
     if value is None and none:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}")
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} is finite and not negative, not {value}")
-    return value
+    return min(value, _LONGEST)
 
 
 @dataclass

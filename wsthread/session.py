@@ -115,14 +115,26 @@ class Session:
             if exiting.is_set():
                 raise RuntimeError("the interpreter ends")
             self.thread.start()
-        except RuntimeError as error:  # no more threads, or the interpreter ends
-            self._cell.clear()
+        except BaseException as error:
+            if not self._take_back():  # Ctrl-C, and the thread runs
+                self.request_abort()
+                raise
             self._end()
             if self.mailbox.dispatcher.inline:
                 self.mailbox.seal(self.life)  # there is no reader to run them
-            raise ConnectError(f"no thread could be started: {error}") from None
+            if isinstance(error, RuntimeError):  # no more threads, or the interpreter ends
+                raise ConnectError(f"no thread could be started: {error}") from None
+            raise
         finally:
             self.started.set()
+
+    def _take_back(self) -> bool:
+        """Take what `start` gives the thread; False: the thread was faster."""
+        try:
+            self._cell.pop()
+        except IndexError:
+            return False
+        return True
 
     # Requests. Any thread.
 
@@ -429,10 +441,12 @@ class Session:
         """The life is over: give back the queue, say so, and let go of everything."""
         running.pop(id(self), None)
         self.outbox.refuse("the connection is over")
-        if self._error is None or not isinstance(self._error, ConnectError):
-            self.failure = ConnectError("the client was disconnected before it was open")
-        else:
+        if isinstance(self._error, ConnectError):
             self.failure = self._error
+        elif self._error is None or self.ever_open:
+            self.failure = ConnectError("the client was disconnected before it was open")
+        else:  # a bug
+            self.failure = ConnectError(f"the connection could not be opened: {self._error!r}")
         client = self.client()
         if client is None:
             self.mailbox.put(self.last_items())
@@ -466,7 +480,10 @@ class Session:
 
 def _read(cell: List[Session]) -> None:
     """The reader thread. Callbacks that run on it have only this frame below them."""
-    session = cell.pop()
+    try:
+        session = cell.pop()
+    except IndexError:
+        return  # Ctrl-C in `start`, which has ended the life
     mailbox, inline = session.mailbox, session.mailbox.dispatcher.inline
     life, waker = session.life, session.waker
     if inline:

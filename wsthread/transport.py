@@ -23,6 +23,7 @@ WRITE = 4
 HANGUP = 16
 
 _RECEIVE = 65536
+_LONGEST_POLL = 2_000_000.0  # seconds; poll takes 2 ** 31 milliseconds
 
 
 class Waker:
@@ -47,11 +48,14 @@ class Waker:
     def wake(self) -> None:
         """Wake the waiting thread, or keep it from falling asleep. Takes no lock."""
         if not self._signalled:
-            self._signalled = True
             try:
+                self._signalled = True
                 self._writer.send(b"\0")
             except OSError:
                 pass  # full: it is awake already; closed in a forked child: nobody sleeps
+            except BaseException:  # Ctrl-C: whether anything was sent, nobody knows
+                self._signalled = False
+                raise
 
     def drain(self) -> None:
         """Take back the wake-ups; the waiting thread looks at its flags *after* this."""
@@ -59,10 +63,14 @@ class Waker:
             self._reader.recv(4096)
         except OSError:
             pass  # nothing was written
-        self._signalled = False
+        finally:
+            self._signalled = False
 
     def __del__(self) -> None:
-        self.close()
+        try:
+            self.close()
+        except AttributeError:
+            pass  # there were no descriptors left to make it with
 
     def close(self) -> None:
         """Close both descriptors. Only for a forked child; otherwise the last reference does."""
@@ -113,11 +121,16 @@ class Poller:
         self._poll.register(descriptor, mask)
 
     def wait(self, timeout: Optional[float]) -> Dict[int, int]:
-        """Return what is ready; `timeout` is in seconds, None for ever."""
+        """Return what is ready; `timeout` is in seconds, None for ever.
+
+        It may come back empty before: the system takes no more than some weeks.
+        """
+        if timeout is not None:
+            timeout = min(max(0.0, timeout), _LONGEST_POLL)
         if self._poll is None:
             return self._select(timeout)
         # Rounded up: a wait that ends a fraction before its deadline would spin through it.
-        found = self._poll.poll(None if timeout is None else max(0.0, timeout) * 1000 + 0.999)
+        found = self._poll.poll(None if timeout is None else timeout * 1000 + 0.999)
         ready = {}
         for descriptor, events in found:
             mask = 0
