@@ -126,6 +126,8 @@ class Connection:
                 self._session.outbox.keepalive_ping(os.urandom(8))
         if not self.over or self._session.drop_request:
             self._write(now)
+        if self.transport.ended and not self.paused and not self.over:
+            self.read()  # the end came with the last bytes: no wait would tell of it
         if self.over:
             return
         closed = self.close_received is not None and self.writer.close_sent()
