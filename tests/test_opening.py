@@ -19,7 +19,7 @@ import pytest
 import websocket
 from websockets.sync.server import serve
 
-from tests.support import SOON, Certificates, RawConnection, RawServer
+from tests.support import SOON, Certificates, RawConnection, RawServer, black_hole
 from wsthread import opening, upgrade
 from wsthread.errors import ConnectError, ConnectTimeout, HandshakeError
 from wsthread.headers import parse_extensions
@@ -135,21 +135,6 @@ class Requests:
 def redirect(location: str, status: int = 302) -> bytes:
     head = f"HTTP/1.1 {status} Moved\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"
     return head.encode()
-
-
-@contextlib.contextmanager
-def black_hole() -> Iterator[Tuple[str, int]]:
-    """An address on the loopback that takes a SYN and never answers it: its backlog is full."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        address = listener.getsockname()
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(address)
-        yield address
 
 
 def unused_port() -> int:

@@ -121,6 +121,8 @@ class Connection:
             self._keep_alive(now)
         if not self.over or self._session.drop_request:
             self._write(now)
+        if self.transport.ended and not self.paused and not self.over:
+            self.read()  # the end came with the last bytes: no wait would tell of it
         if self.over:
             return
         closed = self.close_received is not None and self.writer.close_sent()
@@ -265,8 +267,14 @@ class Connection:
             if event[0] in self._session.overridden:
                 self._deliver(messages, size)
                 messages, size = [], 0
-                self._session.mailbox.put([("call", event, 0, self._session.life)])
+                self._tell(event, len(item.payload))
         self._deliver(messages, size)
+
+    def _tell(self, event: Tuple[str, Tuple[Any, ...]], size: int) -> None:
+        """Hand a ping or pong to the callbacks, unless they have too much to do."""
+        mailbox = self._session.mailbox
+        if self._blocking() or mailbox.room(self._session.waker):
+            mailbox.put([("control", event, size, self._session.life)])
 
     def _ponged(self, payload: bytes) -> Optional[float]:
         self._session.known.stats.pongs_received += 1

@@ -53,7 +53,8 @@ class Gate:
 
 
 #: kind, its payload, bytes it counts for, the life it belongs to. Kinds are: "call" (a name
-#: and arguments), "opening" (the same, sending first), "messages", "fragments" (lists),
+#: and arguments), "control" (the same, of a frame of the peer's), "opening" (the same, sending
+#: first), "messages", "fragments" (lists),
 #: "sent" (a list of messages), "unsent" (of messages with errors), "lift" (a Gate), "end".
 Item = Tuple[str, Any, int, Life]
 
@@ -134,9 +135,7 @@ class Mailbox:
         with self._lock:
             for item in items:
                 self._items.append(item)
-                if item[0] == "messages" or item[0] == "fragments":
-                    self._messages += len(item[1])
-                    self._bytes += item[2]
+                self._count(item, 1)
                 if item[3].sealed:
                     gone = items
             if gone:
@@ -275,6 +274,8 @@ class Mailbox:
                 return False
             elif kind == "lift":
                 payload.lift()
+            elif kind == "control":
+                self._run_control(client, payload, size)
             elif client is not None:
                 if kind == "sent" or kind == "unsent":
                     self._run_batch(client, kind, payload, life)
@@ -292,6 +293,19 @@ class Mailbox:
         finally:
             _here.opening = False
             del self, payload, args
+
+    def _run_control(self, client: Optional[WebSocketClient], payload: Any, size: int) -> None:
+        try:
+            if client is not None:
+                self._run_call(client, "control", payload)
+        finally:
+            with self._lock:
+                self._messages -= 1
+                self._bytes -= size
+                starved, self._starved = self._starved, None
+            if starved is not None:
+                starved.wake()
+            del self, client, payload, starved
 
     def _run_batch(self, client: WebSocketClient, kind: str, batch: List[Any], life: Life) -> None:
         left = deque(batch)
@@ -438,12 +452,21 @@ class Mailbox:
         """Take out and count what is sealed. With the lock held."""
         gone = [item for item in self._items if item[3].sealed]
         self._items = deque(item for item in self._items if not item[3].sealed)
-        for kind, payload, size, _ in gone:
-            if kind == "messages" or kind == "fragments":
-                self._messages -= len(payload)
-                self._bytes -= size
-                self._dropped(len(payload))
+        for item in gone:
+            self._count(item, -1)
+            if item[0] == "messages" or item[0] == "fragments":
+                self._dropped(len(item[1]))
         return gone
+
+    def _count(self, item: Item, sign: int) -> None:
+        """Count an event that comes or goes against the bounds. With the lock held."""
+        kind, payload, size, _ = item
+        if kind == "messages" or kind == "fragments":
+            self._messages += sign * len(payload)
+            self._bytes += sign * size
+        elif kind == "control":
+            self._messages += sign
+            self._bytes += sign * size
 
     def _let_go(self, items: Sequence[Item]) -> None:
         for kind, payload, _, life in items:
