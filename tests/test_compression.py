@@ -581,12 +581,12 @@ def test_a_storm_of_ctrl_c_leaves_the_stream_intact() -> None:
         command = [sys.executable, "-c", STORM, server.url]
         done = subprocess.run(command, capture_output=True, timeout=40, check=False)
         assert done.returncode == 0, done.stderr.decode()
-    interrupted, accepted, sent, unsent, over, pending = json.loads(done.stdout)
+    interrupted, _, sent, _, over, _ = json.loads(done.stdout)
     assert interrupted > 50
+    assert over
     assert wrong == []
     assert got == sorted(set(got)), "in order, none twice"
-    assert set(accepted) <= set(sent + unsent)
-    assert over and pending == 0
+    assert len(got) > 100 and set(sent) <= set(got)
 
 
 # A large message, which the reader compresses in steps.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zlib
 from dataclasses import dataclass
-from typing import Any, Dict, Generator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Generator, List, Optional, Sequence, Tuple, Union
 
 from .errors import CloseCode, HandshakeError, MessageTooBig, ProtocolError
 
@@ -234,35 +234,40 @@ class Inflater:
         inflating stops and MessageTooBig is raised. Data that cannot be inflated, or a message
         that ends within a block, raises ProtocolError with code 1007.
         """
-        # The sink grows in place and gives its bytes without a copy: a list of parts, joined,
-        # would hold everything twice.
-        sink = io.BytesIO()
         try:
             if len(data) <= _SLICE:
-                self._feed(data, max_length, sink)
+                parts: List[bytes] = []
+                self._feed(data, max_length, parts.append)
+                inflated = parts[0] if len(parts) == 1 else b"".join(parts)
             else:
+                # The sink grows in place and gives its bytes without a copy: a list of parts,
+                # joined, would hold everything twice.
+                sink = io.BytesIO()
                 for start in range(0, len(data), _SLICE):
                     part = memoryview(data)[start : start + _SLICE]
-                    max_length = self._feed(part, max_length, sink)
+                    max_length = self._feed(part, max_length, sink.write)
+                inflated = sink.getvalue()
             if final:
                 self._end()
         except zlib.error as error:
             raise _undecodable(str(error)) from None
-        return sink.getvalue()
+        return inflated
 
-    def _feed(self, data: Union[bytes, memoryview], room: int, sink: io.BytesIO) -> int:
-        """Inflate one slice into the sink; return how much may still come."""
+    def _feed(
+        self, data: Union[bytes, memoryview], room: int, put: Callable[[bytes], object]
+    ) -> int:
+        """Inflate one slice, piece by piece; return how much may still come."""
         while True:
             decoder = self._decoder
             if decoder is None:
                 decoder = zlib.decompressobj(-self._agreement.server_max_window_bits)
                 self._decoder = decoder
-            limit = min(room + 1, _PIECE)
+            limit = room + 1 if room < _PIECE else _PIECE
             part = decoder.decompress(data, limit)
             room -= len(part)
             if room < 0:
                 raise MessageTooBig("the message inflates to more than is allowed")
-            sink.write(part)
+            put(part)
             if decoder.eof:
                 # A block with BFINAL (7.2.3.4) ends a DEFLATE stream, not the message: what
                 # follows is a new stream with an empty window.

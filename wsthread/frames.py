@@ -204,10 +204,11 @@ class FrameParser:
         This loop is where a busy client spends its time. So it calls no method of ours and
         looks up no attribute, reads lengths by index instead of `struct`, decides nothing
         about frames that it does not know (`_parse_frame` judges them), and the limit is its
-        range, which costs nothing.
+        range, which costs nothing. Only what is compressed has its call, of the inflater.
         """
-        begin, before = position, len(items)
+        begin, before, gained = position, len(items), 0
         append = items.append
+        inflate = None if self._inflater is None else self._inflater.inflate
         short, maximum = self._short, self._maximum
         end = len(data)
         last = end - 1
@@ -233,11 +234,16 @@ class FrameParser:
                     append(data[start:stop].decode())
                 elif first == 0x82:  # FIN, binary
                     append(data[start:stop])
+                elif inflate is not None and first in (0xC1, 0xC2):  # the same, compressed
+                    payload = inflate(data[start:stop], True, maximum)
+                    append(payload.decode() if first == 0xC1 else payload)
+                    if len(payload) > stop - position:
+                        gained += len(payload) - (stop - position)
                 else:
                     break
                 position = stop
         finally:  # also where a text is invalid: what came before it counts
-            self.size += position - begin
+            self.size += position - begin + gained
             self._budget -= len(items) - before
         return position
 

@@ -270,6 +270,7 @@ class Transport:
         "_filters",
         "_out",
         "closed",
+        "decrypting",
         "lock",
         "queued",
         "received",
@@ -282,6 +283,9 @@ class Transport:
         self.sock = sock
         self.lock = threading.Lock()
         self.closed = False  # the lock's
+        # The reader's: it decrypts, or waits for the lock in order to. A sender who sees it leaves
+        # his frame to the reader: a thread that sends without pause could keep the lock for long.
+        self.decrypting = False
         self._filters: List[TLSFilter] = []  # innermost last; fixed once open
         self._out: Deque[memoryview] = deque()  # the lock's: what the kernel has not yet taken
         self.queued = 0  # the lock's: bytes ever put into the out-buffer
@@ -360,12 +364,16 @@ class Transport:
         data = self._recv(size)
         if not self._filters or data is None:
             return data
-        with self.lock:
-            for layer in self._filters:
-                data = layer.decrypt(data)
-                if not data and not layer.ended:
-                    break
-            self._owed()
+        self.decrypting = True
+        try:
+            with self.lock:
+                for layer in self._filters:
+                    data = layer.decrypt(data)
+                    if not data and not layer.ended:
+                        break
+                self._owed()
+        finally:
+            self.decrypting = False
         return data if data or self.ended else None
 
     def _owed(self) -> None:

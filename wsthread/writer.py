@@ -65,16 +65,16 @@ class FrameWriter:
         while self._outbox.ready or self._transport.stalled or self._work is not None:
             if self._transport.stalled and not reader:
                 return True  # who met the stall told the reader
-            if lock.locked():
-                return True  # the holder looks again after it has let go
+            if lock.locked() or (self._transport.decrypting and not reader):
+                return True  # the holder, or the reader, looks again after it has let go
             with lock:  # not `acquire`: Ctrl-C must not come between it and a `try`
                 if self._transport.closed or self.error is not None:
                     return True
                 if not self._write(reader):
                     return False
             rounds += 1
-            if rounds >= _ROUNDS:
-                return False
+            if rounds >= _ROUNDS or (reader and self._deflater is not None):
+                return False  # compressing a batch is long enough for the reader: it reads first
         return True
 
     def _write(self, reader: bool) -> bool:
