@@ -94,7 +94,7 @@ class Story:
 
     def check(self, pending: Optional[int]) -> None:
         """The story is over; `pending` messages wait for a first life, None: nobody knows."""
-        assert self.wrong == []
+        assert not self.wrong, self.wrong
         self._check_states(finished=pending is not None)
         sent = [what for name, what in self.events if name == "sent"]
         unsent = [what for name, what in self.events if name == "unsent"]
