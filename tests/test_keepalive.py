@@ -311,8 +311,11 @@ class Blocking(Recorder):
         super().on_message(client, message)
 
 
-def test_promise_18_a_reader_paused_by_back_pressure_does_not_mistake_its_peer() -> None:
-    """Its pongs lie unread behind the messages; once read, they count."""
+@pytest.mark.parametrize("answers", [True, False], ids=["unread", "late"])
+def test_promise_18_a_reader_paused_by_back_pressure_does_not_mistake_its_peer(
+    answers: bool,
+) -> None:
+    """Pongs may lie unread behind the messages; and a peer that waits for us may answer later."""
     recorder = Blocking()
     go_silent = threading.Event()
 
@@ -322,7 +325,8 @@ def test_promise_18_a_reader_paused_by_back_pressure_does_not_mistake_its_peer()
             connection.sock.sendall(frame(TEXT, b"%d" % number))
         while not go_silent.is_set():
             opcode, payload = connection.read_frame()
-            connection.sock.sendall(frame(PONG if opcode == PING else opcode, payload))
+            if answers or recorder.release.is_set():
+                connection.sock.sendall(frame(PONG if opcode == PING else opcode, payload))
         connection.read_to_end()
 
     with RawServer(script) as raw:

@@ -21,7 +21,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 import wsthread
 from tests.lasting import SteadyServer, eventually
@@ -94,7 +94,7 @@ class Story:
 
     def check(self, pending: Optional[int]) -> None:
         """The story is over; `pending` messages wait for a first life, None: nobody knows."""
-        assert self.wrong == []
+        assert not self.wrong, self.wrong
         self._check_states(finished=pending is not None)
         sent = [what for name, what in self.events if name == "sent"]
         unsent = [what for name, what in self.events if name == "unsent"]
@@ -217,7 +217,6 @@ class World:
         self._inline = inline
         self.server = SteadyServer(serve)
         self._server_lock = threading.Lock()  # who stops and starts it
-        self._up = True
         self.failures: List[str] = []
         self.workers = [Worker(self.failures.append) for _ in range(THREADS)]
         self.dropped: List[Story] = []
@@ -242,13 +241,12 @@ class World:
     def messages(self, count: int) -> List[str]:
         return [f"message {next(self._numbers)}" for _ in range(count)]
 
-    def toggle(self, up: bool) -> None:
+    def restart(self, down: float) -> None:
+        """Kill the server; start it again after `down` seconds."""
         with self._server_lock:
-            if up and not self._up:
-                self.server.start()
-            elif self._up and not up:
-                self.server.stop()
-            self._up = up
+            self.server.stop()
+            time.sleep(down)
+            self.server.start()
 
 
 def connect(world: World, wait: bool) -> None:
@@ -269,12 +267,17 @@ def close_by_server(world: World, code: int) -> None:
         story.send(client, f"close {code} {next(world._numbers)}")
 
 
-def disconnect(world: World, wait: bool) -> None:
+def end(world: World, how: str, again: bool) -> None:
+    """End a life, and begin the next one."""
     client = world.client
-    if client is not None:
-        over = client.disconnect(wait=wait)
-        if wait and not over:
-            world.failures.append("disconnect() dropped callbacks")
+    if client is None:
+        return
+    if how == "abort":
+        client.abort()
+    elif not client.disconnect(wait=how == "disconnect") and how == "disconnect":
+        world.failures.append("disconnect() dropped callbacks")
+    if again:
+        client.connect(timeout=1)
 
 
 def call(world: World, name: str, *args: Any) -> None:
@@ -296,6 +299,9 @@ def set_delegate(world: World, which: int, weak: bool) -> None:
         client.set_delegate(watchers[which], weak=weak)
 
 
+WAITS = [("wait", 0.02), ("ping", b"", 0.5), ("flush", 0.5)]
+ENDS = ["disconnect", "ask to disconnect", "abort"]
+
 #: What a callback does: names, and functions of world, story and the client.
 SURPRISES: Dict[str, Callable[[World, Story, Any], None]] = {
     "send": lambda world, story, client: story.send(client, *world.messages(1)),
@@ -316,10 +322,13 @@ class Races(RuleBasedStateMachine):
         super().__init__()
         faulthandler.dump_traceback_later(SOON * 3, file=sys.__stderr__)
         self.world = World(self.inline)
+        self.steps = 0  # since there is this client
+        self.give(0, connect, self.world, True)
 
     threads = st.integers(0, THREADS - 1)
 
     def give(self, thread: int, job: Callable[..., object], *args: object) -> None:
+        self.steps += 1
         self.world.workers[thread].give(job, *args)
 
     @rule(thread=threads, wait=st.booleans())
@@ -334,15 +343,15 @@ class Races(RuleBasedStateMachine):
     def send_again(self, thread: int, count: int) -> None:
         self.give(thread, send, self.world, self.world.story, count)
 
-    @rule(thread=threads, wait=st.booleans())
-    def disconnect(self, thread: int, wait: bool) -> None:
-        self.give(thread, disconnect, self.world, wait)
+    @rule(thread=threads, how=st.sampled_from(ENDS), again=st.sampled_from([True, True, False]))
+    def end(self, thread: int, how: str, again: bool) -> None:
+        self.give(thread, end, self.world, how, again)
 
-    @rule(thread=threads, name=st.sampled_from(["abort", "ping", "flush"]))
-    def call(self, thread: int, name: str) -> None:
-        self.give(
-            thread, call, self.world, name, *{"ping": (b"", 0.5), "flush": (0.5,)}.get(name, ())
-        )
+    @rule(
+        thread=threads, what=st.sampled_from([("wait", 0.02), ("ping", b"", 0.5), ("flush", 0.5)])
+    )
+    def call(self, thread: int, what: Tuple[Any, ...]) -> None:
+        self.give(thread, call, self.world, *what)
 
     @rule(thread=threads)
     def look(self, thread: int) -> None:
@@ -352,9 +361,9 @@ class Races(RuleBasedStateMachine):
     def set_delegate(self, thread: int, which: int, weak: bool) -> None:
         self.give(thread, set_delegate, self.world, which, weak)
 
-    @rule(thread=threads, up=st.booleans())
-    def kill_or_start_the_server(self, thread: int, up: bool) -> None:
-        self.give(thread, self.world.toggle, up)
+    @rule(thread=threads, down=st.sampled_from([0, 0.01, 0.03]))
+    def kill_the_server(self, thread: int, down: float) -> None:
+        self.give(thread, self.world.restart, down)
 
     @rule(thread=threads)
     def cut(self, thread: int) -> None:
@@ -382,15 +391,18 @@ class Races(RuleBasedStateMachine):
         while client.state is not ConnectionState.CONNECTED and time.monotonic() < deadline:
             time.sleep(0.002)
 
+    @precondition(lambda self: self.steps > 15)
     @rule()
     def drop(self) -> None:
         self._wait_for_threads()
+        self.steps = 0
         world = self.world
         world.dropped.append(world.story)
         gone = weakref.ref(world.client)
         world.client = None
         eventually(lambda: gone() is None)  # a callback may just be running
         world.renew()
+        self.give(0, connect, world, True)
 
     def _wait_for_threads(self) -> None:
         for reached in [worker.pause() for worker in self.world.workers]:
@@ -403,7 +415,7 @@ class Races(RuleBasedStateMachine):
         try:
             self._wait_for_threads()
             world.story.surprises.clear()
-            world.workers[0].give(disconnect, world, True)  # not here: it might hang
+            world.workers[0].give(end, world, "disconnect", False)  # not here: it might hang
             self._wait_for_threads()
             client, story = world.client, world.story
             assert client is not None
@@ -443,7 +455,7 @@ def switching(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.unmeasured
 @pytest.mark.filterwarnings("ignore:<WebSocketClient .* was dropped while open:ResourceWarning")
 @pytest.mark.parametrize(
-    "examples", [20, pytest.param(300, marks=pytest.mark.thorough)], ids=["quick", "long"]
+    "examples", [20, pytest.param(100, marks=pytest.mark.thorough)], ids=["quick", "long"]
 )
 @pytest.mark.parametrize("machine", [Races, InlineRaces])
 def test_promise_05_09_20_hold_whatever_threads_do(
