@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
+import os
+import ssl
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional
 
 import pytest
 
 import wsthread
-from tests.support import SOON, RawServer, Recorder, echo_server
+from tests.support import (
+    SOON,
+    Certificates,
+    RawConnection,
+    RawServer,
+    Recorder,
+    echo_server,
+)
+from wsthread import opening
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +42,12 @@ def until(condition: Callable[[], object]) -> None:
 
 def quick(url: str, delegate: Optional[object] = None, **options: Any) -> wsthread.WebSocketClient:
     return wsthread.WebSocketClient(url, delegate, **{"reconnect": False, **options})
+
+
+def welcome(connection: RawConnection) -> None:
+    """A server that does as it should and says nothing."""
+    connection.upgrade()
+    connection.answer_close()
 
 
 @pytest.fixture
@@ -110,3 +129,61 @@ def test_any_finite_time_is_a_time(url: str, seconds: float) -> None:
     client.abort()
     assert client.state is wsthread.ConnectionState.DISCONNECTED
     assert recorder.of("error") == []
+
+
+# No descriptors left.
+
+
+@contextlib.contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """Leave this process `count` free descriptors."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.dup(0)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(taken) + 64, limits[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        for _ in range(count):
+            os.close(taken.pop())
+        yield
+    finally:
+        while taken:
+            os.close(taken.pop())
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("count", range(3))
+def test_without_descriptors_connect_fails_in_order(
+    count: int, unraisable: List[Any], caplog: Any
+) -> None:
+    """The wake-up takes two and the connection one; a name may have to read files as well."""
+    recorder = Recorder()
+    client = quick("ws://127.0.0.1:9/", recorder)
+    with descriptors_left(count), pytest.raises(wsthread.ConnectError, match="Too many open files"):
+        client.connect()
+    assert client.state is wsthread.ConnectionState.DISCONNECTED
+    assert recorder.of("error") == []
+    assert client.disconnect()
+    gc.collect()
+    assert (unraisable, caplog.records) == ([], [])
+    with pytest.raises(wsthread.ConnectError, match="refused"):
+        client.connect()
+
+
+def test_without_descriptors_to_read_certificates_with_only_that_connection_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificates = Certificates()
+    monkeypatch.setattr(opening, "_create_context", functools.cache(ssl.create_default_context))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "none"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))  # as if it could not be opened
+    with RawServer(welcome, certificates.server_context()) as server:
+        with pytest.raises(wsthread.ConnectError, match="certificate"):
+            quick(server.url).connect()
+        monkeypatch.setenv("SSL_CERT_FILE", certificates.write_authority(tmp_path))
+        for _ in range(2):
+            with quick(server.url) as client:
+                assert client.disconnect()
+    assert opening._create_context.cache_info().hits == 1

@@ -863,11 +863,11 @@ def test_another_origin_sees_no_client_certificate(
             assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
             # The same hop, with what the default context trusts.
             monkeypatch.setenv("SSL_CERT_FILE", certificates.write_authority(tmp_path))
-            opening._default_context.cache_clear()
+            opening._create_context.cache_clear()
             try:
                 open_now(server.url, ssl_context=certificates.client_context()).transport.close()
             finally:
-                opening._default_context.cache_clear()
+                opening._create_context.cache_clear()
 
 
 def test_plain_to_tls_on_the_same_port_number_keeps_the_headers() -> None:

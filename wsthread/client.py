@@ -30,7 +30,7 @@ from ._version import __version__
 from .deflate import Deflate, make_offers, negotiate
 from .delegate import Message, overridden, warn_of_typos
 from .dispatch import Dispatcher, OwnThreadDispatcher
-from .errors import ConnectTimeout, NotConnected, WebSocketError, raisable
+from .errors import ConnectError, ConnectTimeout, NotConnected, WebSocketError, detached, raisable
 from .frames import OP_BINARY, OP_TEXT, check_close
 from .known import Known, Settings, check_seconds
 from .limits import QueueLimit
@@ -334,7 +334,11 @@ class WebSocketClient:
                     raise RuntimeError("connect() in a callback would wait for its own thread")
                 return session, False
             outbox = self._outbox or Outbox(self._settings.send_queue)
-            session = Session(self, self._settings, self._known, outbox)
+            try:
+                session = Session(self, self._settings, self._known, outbox)
+            except OSError as error:  # no descriptors left
+                text = f"no connection can be begun: {error.strerror or error}"
+                raise ConnectError(text) from detached(error)
             if given:
                 session.connect_timeout = timeout
             if given and self.reconnect is not None and self.reconnect.first:

@@ -127,6 +127,9 @@ def open_connection(url: str, options: OpenOptions, waiter: Waiter) -> Opened:
     except BaseException as error:
         if options.socket is not None:
             options.socket.close()
+        if isinstance(error, OSError) and not isinstance(error, ConnectError):
+            # Of a place that does not expect one: there is no descriptor left to read a file with.
+            raise ConnectError(f"cannot open the connection: {error}") from detached(error)
         raise detached(error) from error.__cause__
 
 
@@ -218,10 +221,17 @@ def _check_str(name: str, value: object) -> None:
         raise TypeError(f"{name} is a str, not {type(value).__name__}")
 
 
-@functools.cache
+#: Reading the trusted certificates takes a while.
+_create_context = functools.cache(ssl.create_default_context)
+
+
 def _default_context() -> ssl.SSLContext:
-    """The context of everybody who gave none: reading the trusted certificates takes a while."""
-    return ssl.create_default_context()
+    """Return the context of everybody who gave none."""
+    context = _create_context()
+    if not context.cert_store_stats()["x509_ca"]:
+        # No file of them could be read, perhaps for want of a descriptor: another time, maybe.
+        _create_context.cache_clear()
+    return context
 
 
 def _start_tls(

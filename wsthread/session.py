@@ -427,10 +427,12 @@ class Session:
         """The life is over: give back the queue, say so, and let go of everything."""
         running.pop(id(self), None)
         self.outbox.refuse("the connection is over")
-        if self._error is None or not isinstance(self._error, ConnectError):
-            self.failure = ConnectError("the client was disconnected before it was open")
-        else:
+        if isinstance(self._error, ConnectError):
             self.failure = self._error
+        elif self._error is None or self.ever_open:
+            self.failure = ConnectError("the client was disconnected before it was open")
+        else:  # a bug
+            self.failure = ConnectError(f"the connection could not be opened: {self._error!r}")
         client = self.client()
         if client is None:
             self.mailbox.put(self.last_items())

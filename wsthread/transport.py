@@ -63,7 +63,10 @@ class Waker:
         self._signalled = False
 
     def __del__(self) -> None:
-        self.close()
+        try:
+            self.close()
+        except AttributeError:
+            pass  # there were no descriptors left to make it with
 
     def close(self) -> None:
         """Close both descriptors. Only for a forked child; otherwise the last reference does."""
