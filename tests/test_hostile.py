@@ -25,6 +25,7 @@ from tests.support import (
     echo_server,
 )
 from wsthread import opening
+from wsthread.transport import READ, Waker, poll
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +188,66 @@ def test_without_descriptors_to_read_certificates_with_only_that_connection_fail
             with quick(server.url) as client:
                 assert client.disconnect()
     assert opening._create_context.cache_info().hits == 1
+
+
+# Ctrl-C at the worst of moments.
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("runs", [False, True], ids=["not begun", "runs"])
+@pytest.mark.parametrize("inline", [False, True], ids=["thread", "inline"])
+def test_a_start_of_the_reader_that_is_interrupted_ends_the_life(
+    url: str, monkeypatch: pytest.MonkeyPatch, runs: bool, inline: bool, error: Any
+) -> None:
+    dispatcher = wsthread.InlineDispatcher() if inline else None
+    recorder = Recorder()
+    client = quick(url, recorder, dispatcher=dispatcher)
+    begun: List[threading.Thread] = []
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if not thread.name.startswith("wsthread-reader"):
+            return start(thread)
+        begun.append(thread)
+        if runs:
+            start(thread)
+        raise error
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(error):
+        client.connect()
+    assert client.wait(SOON)
+    assert client.state is wsthread.ConnectionState.DISCONNECTED
+    client.disconnect()
+    monkeypatch.undo()
+    if not runs:
+        start(begun[0])  # one that was on its way all the same finds nothing to do
+        begun[0].join(SOON)
+    client.connect()
+    client.send("one")
+    assert recorder.wait_for("message") == ("message", "one")
+    assert client.disconnect()
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_a_wake_up_that_is_interrupted_does_not_silence_the_next(sent: bool) -> None:
+    waker = Waker()
+
+    class Interrupting:
+        def __init__(self, sock: Any) -> None:
+            self.sock = sock
+
+        def send(self, data: bytes) -> None:
+            waker._writer = self.sock
+            if sent:
+                self.sock.send(data)
+            raise KeyboardInterrupt
+
+    waker._writer = Interrupting(waker._writer)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        waker.wake()
+    for _ in range(3):
+        waker.wake()
+        assert poll({waker.fileno(): READ}, SOON) == {waker.fileno(): READ}
+        waker.drain()
+    assert poll({waker.fileno(): READ}, 0) == {}

@@ -351,7 +351,7 @@ class WebSocketClient:
             try:
                 session.start()
             except BaseException as error:
-                self._session = session = None
+                session = None  # ended already, or about to end
                 traceback.clear_frames(error.__traceback__)
                 raise
             return session, True

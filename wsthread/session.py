@@ -115,14 +115,26 @@ class Session:
             if exiting.is_set():
                 raise RuntimeError("the interpreter ends")
             self.thread.start()
-        except RuntimeError as error:  # no more threads, or the interpreter ends
-            self._cell.clear()
+        except BaseException as error:
+            if not self._take_back():  # Ctrl-C, and the thread runs
+                self.request_abort()
+                raise
             self._end()
             if self.mailbox.dispatcher.inline:
                 self.mailbox.seal(self.life)  # there is no reader to run them
-            raise ConnectError(f"no thread could be started: {error}") from None
+            if isinstance(error, RuntimeError):  # no more threads, or the interpreter ends
+                raise ConnectError(f"no thread could be started: {error}") from None
+            raise
         finally:
             self.started.set()
+
+    def _take_back(self) -> bool:
+        """Take what `start` gives the thread; False: the thread was faster."""
+        try:
+            self._cell.pop()
+        except IndexError:
+            return False
+        return True
 
     # Requests. Any thread.
 
@@ -466,7 +478,10 @@ class Session:
 
 def _read(cell: List[Session]) -> None:
     """The reader thread. Callbacks that run on it have only this frame below them."""
-    session = cell.pop()
+    try:
+        session = cell.pop()
+    except IndexError:
+        return  # Ctrl-C in `start`, which has ended the life
     mailbox, inline = session.mailbox, session.mailbox.dispatcher.inline
     life, waker = session.life, session.waker
     if inline:

@@ -48,11 +48,14 @@ class Waker:
     def wake(self) -> None:
         """Wake the waiting thread, or keep it from falling asleep. Takes no lock."""
         if not self._signalled:
-            self._signalled = True
             try:
+                self._signalled = True
                 self._writer.send(b"\0")
             except OSError:
                 pass  # full: it is awake already; closed in a forked child: nobody sleeps
+            except BaseException:  # Ctrl-C: whether anything was sent, nobody knows
+                self._signalled = False
+                raise
 
     def drain(self) -> None:
         """Take back the wake-ups; the waiting thread looks at its flags *after* this."""
@@ -60,7 +63,8 @@ class Waker:
             self._reader.recv(4096)
         except OSError:
             pass  # nothing was written
-        self._signalled = False
+        finally:
+            self._signalled = False
 
     def __del__(self) -> None:
         try:
