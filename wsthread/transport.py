@@ -326,9 +326,6 @@ class Transport:
             self._filters[-1].incoming.write(data)
         return True
 
-    def _ended(self) -> bool:
-        return any(layer.ended for layer in self._filters) or not self._filters
-
     def _recv(self, size: int) -> Optional[bytes]:
         try:
             return self.sock.recv(size)
@@ -341,16 +338,20 @@ class Transport:
         Raises OSError (ssl.SSLError is one) when the connection broke.
         """
         data = self._recv(size)
-        if not self._filters or data is None:
+        if not self._filters:
             return data
+        if data is None and not self._filters[-1].incoming.pending:
+            return None  # otherwise: what came in one piece with the end of the handshake
         with self.lock:
             for layer in self._filters:
-                data = layer.decrypt(data)
-                if not data and not layer.ended:
-                    break
+                plain = layer.decrypt(data)
+                data = plain if plain or layer.ended else None
             self._owed()
-            ended = self._ended()
-        return data if data or ended else None
+        if data and any(layer.ended or layer.broken for layer in self._filters):
+            # Nothing may follow that would wake the reader, who has to come back for the end.
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RD)
+        return data
 
     def _owed(self) -> None:
         """Queue what the TLS layers themselves have to say. Needs the lock."""
