@@ -190,7 +190,7 @@ def test_opens_and_hands_over_what_follows_the_head(
             got += opened.transport.receive() or b""
         assert got == behind
         assert opened.leftover.startswith(b"\x81\x02hi")
-        assert (opened.transport.tls is not None) == secure
+        assert bool(opened.transport._filters) == secure
         assert opened.subprotocol is None
         assert list(opened.extensions) == []
         opened.transport.close()

@@ -281,11 +281,6 @@ class Transport:
         return self.sock.fileno()
 
     @property
-    def tls(self) -> Optional[ssl.SSLObject]:
-        """The TLS connection with the server itself, or None."""
-        return self._filters[-1].object if self._filters else None
-
-    @property
     def stalled(self) -> bool:
         """Whether bytes wait for the kernel to have room."""
         return bool(self._out)
