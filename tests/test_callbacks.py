@@ -706,6 +706,39 @@ def test_promise_08_overflow_drops_and_counts(threaded: Rig, overflow: str) -> N
     assert client.stats.back_pressure_pauses == 0
 
 
+@pytest.mark.parametrize("piece", [1, 7, 100], ids=lambda count: f"{count} a read")
+def test_promise_08_drop_oldest_keeps_to_the_bound_of_bytes(piece: int) -> None:
+    """Whatever part of what waits each read drops, the newest stay, in order."""
+    recorder = Limits()
+
+    def script(connection: RawConnection) -> None:
+        connection.upgrade(behind=frame(1, b"0 "))
+        for first in range(1, 101, piece):
+            connection.read_frame()
+            numbered = (b"%d " % n + bytes(300) for n in range(first, min(first + piece, 101)))
+            connection.sock.sendall(b"".join(frame(1, payload) for payload in numbered))
+        connection.answer_close()
+
+    with RawServer(script) as server:
+        limit = QueueLimit(bytes=3000, overflow="drop_oldest")
+        client = quick(server.url, recorder, receive_queue=limit)
+        client.connect()
+        assert recorder.held.wait(SOON)
+        for first in range(1, 101, piece):
+            client.send("go")
+            received(client, min(first + piece, 101))
+            assert client.mailbox._bytes <= max(3000, piece * 310)
+        recorder.hold.set()
+        deadline = time.monotonic() + SOON
+        while len(recorder.messages()) + client.stats.messages_dropped < 101:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        assert client.disconnect()
+    got = [int(message.split()[0]) for message in recorder.messages()]
+    assert got == [0, *range(101 - len(got) + 1, 101)]
+    assert len(got) >= 3000 // 310
+
+
 def test_promise_08_overflow_close(threaded: Rig) -> None:
     recorder = Limits()
     codes: List[int] = []

@@ -6,10 +6,12 @@ import contextlib
 import functools
 import gc
 import os
+import socket
 import ssl
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional
 
@@ -22,10 +24,12 @@ from tests.support import (
     RawConnection,
     RawServer,
     Recorder,
+    close_frame,
     echo_server,
+    frame,
 )
 from wsthread import opening
-from wsthread.transport import READ, Waker, poll
+from wsthread.transport import READ, Transport, Waker, poll
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,30 @@ def welcome(connection: RawConnection) -> None:
     """A server that does as it should and says nothing."""
     connection.upgrade()
     connection.answer_close()
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.fixture
+def transports(monkeypatch: pytest.MonkeyPatch) -> List[weakref.ref[Any]]:
+    """The transports that are made."""
+    made: List[weakref.ref[Any]] = []
+    original = Transport.__init__
+
+    def noted(transport: Transport, sock: socket.socket) -> None:
+        made.append(weakref.ref(transport))
+        original(transport, sock)
+
+    monkeypatch.setattr(Transport, "__init__", noted)
+    return made
 
 
 @pytest.fixture
@@ -251,3 +279,107 @@ def test_a_wake_up_that_is_interrupted_does_not_silence_the_next(sent: bool) -> 
         assert poll({waker.fileno(): READ}, SOON) == {waker.fileno(): READ}
         waker.drain()
     assert poll({waker.fileno(): READ}, 0) == {}
+
+
+# TLS records and TCP segments.
+
+
+class Segments:
+    """A server's TLS over memory: a test says what goes out in one piece."""
+
+    def __init__(self, connection: RawConnection, context: ssl.SSLContext) -> None:
+        self.sock = connection.sock
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+
+    def _step(self, call: Callable[..., Any], *args: Any) -> Any:
+        while True:
+            try:
+                return call(*args)
+            except ssl.SSLWantReadError:
+                self.flush()
+                self._incoming.write(self.sock.recv(65536))
+
+    def handshake(self) -> None:
+        self._step(self._tls.do_handshake)
+
+    def upgrade(self) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += self._step(self._tls.read, 65536)
+        self.write(RawConnection.accept_head(None, head) + b"\r\n")  # type: ignore[arg-type]
+        self.flush()
+
+    def write(self, data: bytes) -> None:
+        self._tls.write(data)
+
+    def end(self) -> None:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._tls.unwrap()
+
+    def flush(self, behind: bytes = b"") -> None:
+        self.sock.sendall(self._outgoing.read() + behind)
+
+    def wait_for_the_end(self) -> None:
+        """Leave TCP open until the client has ended it."""
+        with contextlib.suppress(ConnectionError):
+            while self.sock.recv(65536):
+                pass
+
+
+@pytest.mark.parametrize("paused", [False, True], ids=["reads", "paused"])
+@pytest.mark.parametrize("closes", [False, True], ids=["no close frame", "close frame"])
+@pytest.mark.parametrize("way", ["close_notify", "bad record"])
+def test_the_end_of_tls_in_one_piece_with_the_last_message(
+    way: str, closes: bool, paused: bool, transports: List[weakref.ref[Any]]
+) -> None:
+    """The message is not lost, and the end is noticed although TCP stays open."""
+    certificates = Certificates()
+
+    def script(connection: RawConnection) -> None:
+        tls = Segments(connection, certificates.server_context())
+        tls.handshake()
+        tls.upgrade()
+        tls.write(frame(1, b"one") + frame(1, b"last"))
+        if closes:
+            tls.write(close_frame(1008, "bye"))
+        if way == "close_notify":
+            tls.end()
+        tls.flush(b"\x17\x03\x03\x00\x20" + bytes(32) if way == "bad record" else b"")
+        tls.wait_for_the_end()
+
+    recorder = Recorder()
+    receive_queue = wsthread.QueueLimit(messages=1 if paused else 100)
+    with without_collector(), RawServer(script) as server:
+        client = quick(
+            server.url.replace("ws:", "wss:"),
+            recorder,
+            ssl_context=certificates.client_context(),
+            receive_queue=receive_queue,
+        )
+        client.connect()
+        assert client.wait(SOON)
+        assert [transport() for transport in transports] == [None]
+    assert recorder.messages() == ["one", "last"]
+    assert recorder.of("close") == [("close", 1008, "bye") if closes else ("close", 1006, "")]
+    assert len(recorder.of("error")) == 1
+
+
+def test_an_answer_in_one_piece_with_the_end_of_the_tls_handshake() -> None:
+    """Of a server that does not wait for the request, because it refuses anyway."""
+    certificates = Certificates()
+
+    def script(connection: RawConnection) -> None:
+        context = certificates.server_context()
+        context.maximum_version = ssl.TLSVersion.TLSv1_2  # there the server's part ends last
+        tls = Segments(connection, context)
+        tls.handshake()
+        tls.write(b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nlate")
+        tls.flush()
+        tls.wait_for_the_end()
+
+    with RawServer(script) as server:
+        client = quick(server.url.replace("ws:", "wss:"), ssl_context=certificates.client_context())
+        with pytest.raises(wsthread.HandshakeError) as caught:
+            client.connect()
+    assert (caught.value.status, caught.value.body) == (503, b"late")

@@ -175,7 +175,7 @@ def test_opens_and_hands_over_what_follows_the_head(
             got += opened.transport.receive() or b""
         assert got == behind
         assert opened.leftover.startswith(b"\x81\x02hi")
-        assert (opened.transport.tls is not None) == secure
+        assert bool(opened.transport._filters) == secure
         assert opened.subprotocol is None
         assert list(opened.extensions) == []
         opened.transport.close()
@@ -848,11 +848,11 @@ def test_another_origin_sees_no_client_certificate(
             assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
             # The same hop, with what the default context trusts.
             monkeypatch.setenv("SSL_CERT_FILE", certificates.write_authority(tmp_path))
-            opening._default_context.cache_clear()
+            opening._create_context.cache_clear()
             try:
                 open_now(server.url, ssl_context=certificates.client_context()).transport.close()
             finally:
-                opening._default_context.cache_clear()
+                opening._create_context.cache_clear()
 
 
 def test_plain_to_tls_on_the_same_port_number_keeps_the_headers() -> None:

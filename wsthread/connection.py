@@ -379,7 +379,7 @@ class Connection:
         code, reason = int(CloseCode.ABNORMAL_CLOSURE), ""
         if error is not None:
             if sent and received is None:
-                code = getattr(error, "code", code)  # ours: the code the peer was told
+                code = int(getattr(error, "code", code))  # ours: the code the peer was told
         elif received is not None:
             code, reason = received
             clean = sent

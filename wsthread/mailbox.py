@@ -26,7 +26,7 @@ _TURN = 16
 class Life:
     """What the threads that meet in one life, from connect() to the end, share about it."""
 
-    __slots__ = ("__weakref__", "over", "sealed", "silenced", "thread")
+    __slots__ = ("__weakref__", "forked", "over", "sealed", "silenced", "thread")
 
     def __init__(self, thread: threading.Thread) -> None:
         self.thread = thread  # the reader
@@ -34,6 +34,8 @@ class Life:
         self.silenced = False
         #: No callback starts any more. The mailbox's lock's, never unset.
         self.sealed = False
+        #: Whether this is a forked child's copy, never unset.
+        self.forked = False
         #: Set when the last callback has run, or never will.
         self.over = threading.Event()
 

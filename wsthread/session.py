@@ -176,6 +176,7 @@ class Session:
             self._waiter.forked()
         self.waker.close()
         self.abort_request = True
+        self.life.forked = self.life.silenced = True
         if self.known.state is not ConnectionState.DISCONNECTED:
             self.known.state = next_state(self.known.state, Event.END)
 
@@ -494,6 +495,8 @@ def _read(cell: List[Session]) -> None:
         for _ in steps:
             while inline and mailbox.run():
                 pass
+            if life.forked:
+                return  # a callback has forked, and this is the child's copy of its thread
         while inline and not life.over.is_set() and mailbox.run():
             pass
         while not mailbox.release(waker):

@@ -296,11 +296,6 @@ class Transport:
         return self.sock.fileno()
 
     @property
-    def tls(self) -> Optional[ssl.SSLObject]:
-        """The TLS connection with the server itself, or None."""
-        return self._filters[-1].object if self._filters else None
-
-    @property
     def stalled(self) -> bool:
         """Whether bytes wait for the kernel to have room."""
         return bool(self._out)
@@ -343,8 +338,8 @@ class Transport:
 
     @property
     def ended(self) -> bool:
-        """Whether TLS has ended the stream: `receive` then returns b"", though nothing is read."""
-        return any(layer.ended for layer in self._filters)
+        """Whether TLS has ended the stream, in order or not: `receive` tells, and reads nothing."""
+        return any(layer.ended or layer.broken for layer in self._filters)
 
     def _recv(self, size: int) -> Optional[bytes]:
         try:
@@ -359,22 +354,22 @@ class Transport:
 
         Raises OSError (ssl.SSLError is one) when the connection broke.
         """
-        if self.ended:
-            return b""
-        data = self._recv(size)
-        if not self._filters or data is None:
+        ended = self.ended
+        data = None if ended else self._recv(size)
+        if not self._filters:
             return data
+        if data is None and not ended and not self._filters[-1].incoming.pending:
+            return None  # otherwise: what came in one piece with the end of the handshake
         self.decrypting = True
         try:
             with self.lock:
                 for layer in self._filters:
-                    data = layer.decrypt(data)
-                    if not data and not layer.ended:
-                        break
+                    plain = layer.decrypt(data)
+                    data = plain if plain or layer.ended else None
                 self._owed()
         finally:
             self.decrypting = False
-        return data if data or self.ended else None
+        return data
 
     def _owed(self) -> None:
         """Queue what the TLS layers themselves have to say. Needs the lock."""
