@@ -207,7 +207,7 @@ def test_promise_14_a_flood_of_pings(listening: bool, overflow: str) -> None:
             eventually(lambda: client.stats.back_pressure_pauses > 0)
         else:
             eventually(lambda: client.stats.pings_received > 40_000, SOON * 3)
-        assert client.mailbox._messages <= 1000 + 65536 // 100  # what one read may bring more
+        assert client.mailbox.messages <= 1000 + 65536 // 100  # what one read may bring more
         if listening:
             delegate.hold.set()
             eventually(lambda: delegate.seen > 2000)
@@ -267,7 +267,7 @@ class Counting(wsthread.WebSocketDelegate):
     def on_message(self, client: Any, message: Any) -> None:
         self.count += 1
         if self.count % 10_000 == 0:
-            self.most = max(self.most, client.mailbox._messages)
+            self.most = max(self.most, client.mailbox.messages)
             time.sleep(0.005)
         if message == "the last":
             self.last.set()
@@ -287,7 +287,7 @@ def test_promise_08_small_messages_into_a_slow_callback(overflow: str, count: in
         within = SOON * 4 if count < 1_000_000 else 800.0
         eventually(lambda: client.stats.messages_received == count + 1, within)
         if overflow == "drop_newest":
-            eventually(lambda: client.mailbox._messages == 0)
+            eventually(lambda: client.mailbox.messages == 0)
         else:
             assert delegate.last.wait(SOON)
         assert client.disconnect()

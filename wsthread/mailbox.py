@@ -7,17 +7,18 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Callable, Deque, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Deque, List, Optional, Sequence, Tuple
 
 from .errors import detach
 from .limits import QueueLimit
+from .stats import ClientStats
 from .transport import Waker
 
 if TYPE_CHECKING:
     from .client import WebSocketClient
     from .dispatch import Dispatcher
 
-logger = logging.getLogger("wsthread")
+logger = logging.getLogger(__name__)
 
 #: Items one turn runs before other clients of a shared dispatcher get theirs.
 _TURN = 16
@@ -102,7 +103,7 @@ class Mailbox:
         client: weakref.ref[WebSocketClient],
         dispatcher: Dispatcher,
         limit: QueueLimit,
-        dropped: Callable[[int], None],
+        stats: ClientStats,
     ) -> None:
         self.dispatcher = dispatcher
         self.limit = limit
@@ -111,13 +112,13 @@ class Mailbox:
         self.inline: Optional[Waker] = None
         self.inline_thread: Optional[int] = None
         self._client = client
-        self._dropped = dropped  # counts messages, called with the lock held
+        self._stats = stats  # what is counted here is the lock's
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         # All of these are the lock's.
         self._items: Deque[Item] = deque()
-        self._messages = 0  # waiting or being delivered
-        self._bytes = 0
+        self.messages = 0  # waiting or being delivered
+        self.bytes = 0  # of these
         self._scheduled = False  # a token is on its way
         self._running: Optional[int] = None  # the thread that runs callbacks
         self._starved: Optional[Waker] = None  # the reader that waits for room
@@ -140,6 +141,11 @@ class Mailbox:
                     gone = items
             if gone:
                 gone = self._take_sealed()
+            stats = self._stats
+            if self.messages > stats.receive_queue_peak_messages:
+                stats.receive_queue_peak_messages = self.messages
+            if self.bytes > stats.receive_queue_peak_bytes:
+                stats.receive_queue_peak_bytes = self.bytes
             self._changed.notify_all()
             needed = bool(self._items) and self._needs_token()
         self._let_go(gone)
@@ -174,7 +180,7 @@ class Mailbox:
     def drop(self, count: int) -> None:
         """Count messages that did not get in."""
         with self._lock:
-            self._dropped(count)
+            self._stats.messages_dropped += count
 
     def idle(self, waker: Waker) -> bool:
         """Whether every callback so far has run; where not, `waker` is woken as they do."""
@@ -187,10 +193,10 @@ class Mailbox:
     def room(self, waker: Waker) -> int:
         """Return how many messages fit; where that is 0, `waker` is woken when some do."""
         with self._lock:
-            if self._bytes >= self.limit.bytes:
+            if self.bytes >= self.limit.bytes:
                 room = 0
             else:
-                room = max(0, self.limit.messages - self._messages)
+                room = max(0, self.limit.messages - self.messages)
             self._starved = None if room else waker
             return room
 
@@ -199,22 +205,21 @@ class Mailbox:
         with self._lock:
             kept: List[Item] = []
             while self._items and (
-                self._messages + count > self.limit.messages
-                or self._bytes + size > self.limit.bytes
+                self.messages + count > self.limit.messages or self.bytes + size > self.limit.bytes
             ):
                 kind, messages, total, life = self._items.popleft()
                 if kind not in ("messages", "fragments"):
                     kept.append((kind, messages, total, life))
                     continue
-                excess = max(1, self._messages + count - self.limit.messages)
-                if self._bytes + size > self.limit.bytes:
+                excess = max(1, self.messages + count - self.limit.messages)
+                if self.bytes + size > self.limit.bytes:
                     average = max(1, total // len(messages))
-                    excess = max(excess, (self._bytes + size - self.limit.bytes) // average + 1)
+                    excess = max(excess, (self.bytes + size - self.limit.bytes) // average + 1)
                 excess = min(excess, len(messages))
                 freed = total * excess // len(messages)
-                self._messages -= excess
-                self._bytes -= freed
-                self._dropped(excess)
+                self.messages -= excess
+                self.bytes -= freed
+                self._stats.messages_dropped += excess
                 if excess < len(messages):
                     kept.append((kind, messages[excess:], total - freed, life))
             self._items.extendleft(reversed(kept))
@@ -300,8 +305,8 @@ class Mailbox:
                 self._run_call(client, "control", payload)
         finally:
             with self._lock:
-                self._messages -= 1
-                self._bytes -= size
+                self.messages -= 1
+                self.bytes -= size
                 starved, self._starved = self._starved, None
             if starved is not None:
                 starved.wake()
@@ -363,9 +368,9 @@ class Mailbox:
                     self._items.appendleft((kind, rest, size, life))
                     count -= len(rest)
                 else:
-                    self._bytes -= size
-                    self._dropped(len(rest))
-                self._messages -= count
+                    self.bytes -= size
+                    self._stats.messages_dropped += len(rest)
+                self.messages -= count
                 starved, self._starved = self._starved, None
             if starved is not None:
                 starved.wake()
@@ -405,7 +410,7 @@ class Mailbox:
                 threading.excepthook(threading.ExceptHookArgs(args))
             except Exception:
                 logger.exception("threading.excepthook failed")
-            if error is client.error:
+            if error is client.error or error is self._stats.last_error:
                 detach(error)  # raised again by on_error: the client must not hold its frames
         finally:
             del self, error, args
@@ -455,18 +460,18 @@ class Mailbox:
         for item in gone:
             self._count(item, -1)
             if item[0] == "messages" or item[0] == "fragments":
-                self._dropped(len(item[1]))
+                self._stats.messages_dropped += len(item[1])
         return gone
 
     def _count(self, item: Item, sign: int) -> None:
         """Count an event that comes or goes against the bounds. With the lock held."""
         kind, payload, size, _ = item
         if kind == "messages" or kind == "fragments":
-            self._messages += sign * len(payload)
-            self._bytes += sign * size
+            self.messages += sign * len(payload)
+            self.bytes += sign * size
         elif kind == "control":
-            self._messages += sign
-            self._bytes += sign * size
+            self.messages += sign
+            self.bytes += sign * size
 
     def _let_go(self, items: Sequence[Item]) -> None:
         for kind, payload, _, life in items:
@@ -507,7 +512,7 @@ class Mailbox:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._items.clear()
-        self._messages = self._bytes = 0
+        self.messages = self.bytes = 0
         self._scheduled, self._running = False, None
         self.inline = self.inline_thread = self._starved = None
         self.dispatcher.forked()

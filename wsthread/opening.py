@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import ipaddress
+import logging
 import ssl
 from dataclasses import dataclass
 from socket import socket as Socket
@@ -21,6 +22,10 @@ from .upgrade import REDIRECTS, Accept, Upgraded, UpgradeRequest, upgrade
 from .urls import Target, join_url, parse_url
 
 __all__ = ["OpenOptions", "Opened", "Target", "normalize_headers", "open_connection", "parse_url"]
+
+
+#: Never sees a path, a query, user-info or a header field: any of them may be secret.
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,7 @@ def _follow(url: str, options: OpenOptions, waiter: Waiter) -> Opened:
                 raise
             answer = detached(error)
         left -= 1
+        logger.debug("redirected with %d", answer.status)
         target, options = _redirect(target, options, answer, location[0])
         del answer
 
@@ -174,6 +180,8 @@ def _redirect(
 
 def _hop(target: Target, options: OpenOptions, waiter: Waiter) -> Opened:
     """Connect to one target and upgrade."""
+    name = f"{'wss' if target.secure else 'ws'}://{target.authority}"
+    logger.debug("connecting to %s", name)
     transport = _connect(target, options, waiter)
     try:
         if target.secure:
@@ -182,6 +190,8 @@ def _hop(target: Target, options: OpenOptions, waiter: Waiter) -> Opened:
     except BaseException:
         transport.close()
         raise
+    tls = transport.tls
+    logger.debug("upgraded: %s, %s", name, "no TLS" if tls is None else tls.version())
     return _opened(transport, done)
 
 

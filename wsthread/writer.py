@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from collections import deque
 from typing import Callable, Deque, List, Optional, Protocol, Tuple
 
 from .errors import WebSocketError
-from .frames import OP_CLOSE, encode_frame
+from .frames import OP_CLOSE, describe_frame, encode_frame
 from .outbox import Entry, Outbox
+from .stats import ClientStats
 from .transport import Transport
+
+frame_logger = logging.getLogger("wsthread.frames")
 
 #: Rounds one sender writes for everybody before it leaves the rest to the reader.
 _ROUNDS = 32
@@ -38,11 +43,17 @@ class FrameWriter:
         transport: Transport,
         deflater: Optional[Deflater],
         report: Callable[[List[Entry]], None],
+        stats: ClientStats,
+        label: str,
     ) -> None:
         self._outbox = outbox
         self._transport = transport
         self._deflater = deflater
         self._report = report  # called with the lock held
+        self._stats = stats
+        self._label = label  # of the connection, for the log
+        # What is to be logged: noted under the lock, logged without it.
+        self._notes: Deque[str] = deque()
         # All are the transport's lock's.
         self._begun: Deque[Tuple[int, Entry]] = deque()  # with the out-buffer's end offset
         self._taken: List[Entry] = []  # on the way into the out-buffer
@@ -66,6 +77,8 @@ class FrameWriter:
                     return True
                 if not self._write():
                     return False
+            if self._notes:
+                self._log()
             rounds += 1
             if rounds >= _ROUNDS:
                 return False
@@ -101,8 +114,11 @@ class FrameWriter:
         taken = self._outbox.take(time.monotonic())
         self._taken = entries = [entry for _, _, entry in taken if entry is not None]
         closes = False
+        logged = frame_logger.isEnabledFor(logging.DEBUG)
         for opcode, payload, entry in taken:
             if opcode != -1:
+                if logged:
+                    self._notes.append(describe_frame(opcode, payload))
                 frames.append(self._frame(opcode, payload))
                 size += len(frames[-1])
             if entry is not None:
@@ -110,6 +126,7 @@ class FrameWriter:
             closes = closes or opcode == OP_CLOSE
         data = frames[0] if len(frames) == 1 else b"".join(frames)
         start = transport.queued
+        self._stats.bytes_sent += size
         transport.write(data)
         # Under TLS the offsets of the records differ: all of a batch counts as sent with its
         # last byte.
@@ -127,6 +144,11 @@ class FrameWriter:
                 return encode_frame(opcode, compressed, rsv1=True)
         return encode_frame(opcode, payload)
 
+    def _log(self) -> None:
+        with contextlib.suppress(IndexError):  # another thread takes them as well
+            while True:
+                frame_logger.debug("%s: sent %s", self._label, self._notes.popleft())
+
     def close_sent(self) -> bool:
         """Whether the close frame is with the kernel."""
         return 0 <= self._close_end <= self._transport.written
@@ -138,4 +160,5 @@ class FrameWriter:
             begun += [entry for entry in self._taken if entry not in begun]
             self._begun.clear()
             self._taken = []
+        self._log()
         return self._outbox.failed(begun, error)
