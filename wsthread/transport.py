@@ -46,12 +46,15 @@ class Waker:
 
     def wake(self) -> None:
         """Wake the waiting thread, or keep it from falling asleep. Takes no lock."""
-        if not self._signalled:
-            self._signalled = True
-            try:
+        try:
+            if not self._signalled:
+                self._signalled = True
                 self._writer.send(b"\0")
-            except OSError:
-                pass  # full: it is awake already; closed in a forked child: nobody sleeps
+        except OSError:
+            pass  # full: it is awake already; closed in a forked child: nobody sleeps
+        except BaseException:  # Ctrl-C: perhaps nothing was written, so the next one writes
+            self._signalled = False
+            raise
 
     def drain(self) -> None:
         """Take back the wake-ups; the waiting thread looks at its flags *after* this."""
