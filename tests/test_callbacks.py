@@ -702,7 +702,7 @@ def test_promise_08_overflow_drops_and_counts(threaded: Rig, overflow: str) -> N
     if overflow == "drop_newest":
         assert got == list(range(10))
     else:
-        assert got == [0, *range(91, 101)]  # what is being delivered is no longer dropped
+        assert got == [0, *range(92, 101)]  # what is being delivered is no longer dropped
     assert client.stats.back_pressure_pauses == 0
 
 

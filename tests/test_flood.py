@@ -179,6 +179,14 @@ class Slow(wsthread.WebSocketDelegate):
             assert self.hold.wait(SOON * 3)
 
 
+class SlowMessages(Slow):
+    last: Any = None
+
+    def on_message(self, client: Any, message: Any) -> None:
+        self.last = message
+        self._hold()
+
+
 class SlowPings(Slow):
     def on_ping(self, client: Any, payload: bytes) -> None:
         self._hold()
@@ -303,9 +311,26 @@ def test_promise_08_small_messages_into_a_slow_callback(overflow: str, count: in
         assert stats.back_pressure_pauses == 0
 
 
+def test_promise_08_drop_oldest_holds_its_bound_while_a_callback_blocks() -> None:
+    """What waits behind the callback gives way to what is newer, to the last message."""
+    limit = QueueLimit(messages=1000, overflow="drop_oldest")
+    delegate = SlowMessages()
+    with raw_process(small_messages) as url:
+        client = make(f"{url}100000", delegate, receive_queue=limit)
+        client.connect()
+        eventually(lambda: client.stats.messages_received == 100_001, SOON * 3)
+        assert delegate.held.wait(SOON)
+        assert client.stats.receive_queue_peak_messages <= 1000
+        delegate.hold.set()
+        eventually(lambda: client.stats.receive_queue_messages == 0)
+        assert client.disconnect()
+    assert delegate.last == "the last"
+    assert 500 < delegate.seen <= 1000
+    assert delegate.seen + client.stats.messages_dropped == 100_001
+
+
 def test_promise_08_overflow_close_ends_a_flood() -> None:
-    delegate = Slow()
-    delegate.on_message = lambda client, message: delegate._hold()  # type: ignore[attr-defined]
+    delegate = SlowMessages()
     errors: List[Any] = []
     delegate.on_error = lambda client, error: errors.append(error)  # type: ignore[method-assign]
     limit = QueueLimit(messages=5000, overflow="close")

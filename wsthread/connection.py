@@ -297,12 +297,11 @@ class Connection:
             return
         policy = self._session.settings.receive_queue.overflow
         if policy == "drop_oldest":
-            limit = self._session.settings.receive_queue.messages
-            if count > limit:
-                self._session.mailbox.drop(count - limit)
-                size = size * limit // count
-                messages = messages[-limit:]
-            self._session.mailbox.make_room(len(messages), size)
+            room = self._session.mailbox.make_room(count, size)
+            if room < count:
+                self._session.mailbox.drop(count - room)
+                size = size * room // count
+                messages = messages[-room:]
         elif policy != "block":
             room = self._session.mailbox.room(self._session.waker)
             if room < count:

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: Items one turn runs before other clients of a shared dispatcher get theirs.
 _TURN = 16
+#: Messages that are taken for delivery at a time where those that wait may be dropped.
+_SLICE = 64
 
 
 class Life:
@@ -200,8 +202,11 @@ class Mailbox:
             self._starved = None if room else waker
             return room
 
-    def make_room(self, count: int, size: int) -> None:
-        """Drop the oldest waiting messages until `count` with `size` bytes fit."""
+    def make_room(self, count: int, size: int) -> int:
+        """Drop the oldest waiting messages until `count` with `size` bytes fit.
+
+        Return how many of these do, beside what is being delivered; at least one does.
+        """
         with self._lock:
             kept: List[Item] = []
             while self._items and (
@@ -223,6 +228,7 @@ class Mailbox:
                 if excess < len(messages):
                     kept.append((kind, messages[excess:], total - freed, life))
             self._items.extendleft(reversed(kept))
+            return max(1, min(count, self.limit.messages - self.messages))
 
     # The consumer.
 
@@ -270,6 +276,8 @@ class Mailbox:
             if not self._items:
                 return False
             kind, payload, size, life = self._items.popleft()
+            if self.limit.overflow == "drop_oldest" and kind in ("messages", "fragments"):
+                payload, size = self._slice(kind, payload, size, life)
         client = self._client()
         try:
             if kind == "messages" or kind == "fragments":
@@ -289,6 +297,20 @@ class Mailbox:
             return True
         finally:
             del self, kind, payload, size, life, client
+
+    def _slice(
+        self, kind: str, messages: List[Any], size: int, life: Life
+    ) -> Tuple[List[Any], int]:
+        """Take the first messages of a batch; the others stay where they can be dropped.
+
+        With the lock held.
+        """
+        count = min(_SLICE, max(1, self.limit.messages // 8))
+        if len(messages) <= count:
+            return messages, size
+        taken = size * count // len(messages)
+        self._items.appendleft((kind, messages[count:], size - taken, life))
+        return messages[:count], taken
 
     def _run_call(self, client: WebSocketClient, kind: str, payload: Any) -> None:
         name, args = payload
