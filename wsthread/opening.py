@@ -231,7 +231,9 @@ def _check_str(name: str, value: object) -> None:
 @functools.cache
 def _default_context() -> ssl.SSLContext:
     """The context of everybody who gave none: reading the trusted certificates takes a while."""
-    return ssl.create_default_context()
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # the default from Python 3.10 on
+    return context
 
 
 def _start_tls(
