@@ -180,7 +180,7 @@ print("ended", client.stats.messages_sent == sent, client.pending)
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM to handle")
 def test_promise_04_sigterm_ends_a_program_that_sends_all_the_time() -> None:
     with echo_server() as url:
-        for pause in (0.05, 0.11, 0.23):
+        for pause in (0.05, 0.13):
             process = subprocess.Popen(
                 [sys.executable, "-W", "error", "-c", TERMINATED, url],
                 cwd=ROOT,
@@ -275,7 +275,9 @@ def test_promise_17_multiprocessing_by_fork() -> None:
         results.close()
         client.send("the parent goes on")
         assert recorder.wait_for("message") == ("message", "the parent goes on")
-        assert recorder.names() == ["state", "state", "open", "sent", "message"]
+        recorder.wait_for("sent")
+        assert recorder.names()[:3] == ["state", "state", "open"]
+        assert sorted(recorder.names()[3:]) == ["message", "sent"]
 
 
 APPLICATION = """
