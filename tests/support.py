@@ -154,6 +154,7 @@ class RawConnection:
         self.sock.settimeout(SOON)
         self._buffer = b""
         self.head = b""  # the request, once it was read
+        self.rsv1 = False  # whether the frame read last is compressed (RFC 7692)
 
     def read_head(self) -> bytes:
         while b"\r\n\r\n" not in self._buffer:
@@ -195,6 +196,7 @@ class RawConnection:
         """The next frame of the client as opcode and unmasked payload."""
         first, second = self._exactly(2)
         assert second & 0x80, "a client's frame is masked"
+        self.rsv1 = bool(first & 0x40)
         length = second & 0x7F
         if length == 126:
             (length,) = struct.unpack("!H", self._exactly(2))

@@ -530,7 +530,7 @@ class Limits(Recorder):
         self.most = 0
 
     def on_message(self, client: Any, message: Any) -> None:
-        self.most = max(self.most, client.mailbox._messages)
+        self.most = max(self.most, client.mailbox.messages)
         super().on_message(client, message)
         self.held.set()
         assert self.hold.wait(SOON)
@@ -589,7 +589,7 @@ def test_promise_08_back_pressure_loses_nothing(threaded: Rig) -> None:
         assert recorder.held.wait(SOON)
         # Paused for several ping intervals and time-outs by now: that is not a dead peer.
         assert client.state is ConnectionState.CONNECTED
-        assert 0 < client.mailbox._messages <= 10
+        assert 0 < client.mailbox.messages <= 10
         assert client.stats.back_pressure_pauses >= 1
         assert flood.sent < count
         client.send("sends go on")
@@ -693,7 +693,7 @@ def test_promise_08_overflow_drops_and_counts(threaded: Rig, overflow: str) -> N
         assert recorder.held.wait(SOON)
         client.send("go")
         received(client, 101)
-        waiting = client.mailbox._messages
+        waiting = client.mailbox.messages
         recorder.hold.set()
         recorder.wait_for("message", waiting)
         assert client.disconnect()
@@ -702,7 +702,7 @@ def test_promise_08_overflow_drops_and_counts(threaded: Rig, overflow: str) -> N
     if overflow == "drop_newest":
         assert got == list(range(10))
     else:
-        assert got == [0, *range(91, 101)]  # what is being delivered is no longer dropped
+        assert got == [0, *range(92, 101)]  # what is being delivered is no longer dropped
     assert client.stats.back_pressure_pauses == 0
 
 
@@ -779,7 +779,7 @@ def test_promise_08_the_bound_of_bytes() -> None:
         )
         client.connect()
         assert flood.stuck.wait(SOON) and recorder.held.wait(SOON)
-        assert client.mailbox._bytes <= 100_000 + 65536 + 10_000
+        assert client.mailbox.bytes <= 100_000 + 65536 + 10_000
         recorder.hold.set()
         recorder.wait_for("message", 2000)
         assert client.disconnect()
@@ -860,7 +860,8 @@ def test_two_clients_disconnect_each_other_at_the_same_moment(url: str, rig: Rig
     for client in clients:
         client.connect()
     for client in clients:
-        client.send("x")
+        with contextlib.suppress(wsthread.NotConnected):  # the other's callback was faster
+            client.send("x")
     begun = time.monotonic()
     if meeting.parties == 2:
         recorders[0].wait_for("done")
@@ -1186,7 +1187,7 @@ def test_promise_05_stress_disconnect_against_a_flood(url: str, kind: str, switc
     rig.close()
     assert recorder.violations == []
     stats = client.stats
-    assert client.mailbox._messages == client.mailbox._bytes == 0
+    assert client.mailbox.messages == client.mailbox.bytes == 0
     assert stats.messages_received >= stats.messages_dropped + stats.messages_discarded
 
 
@@ -1278,4 +1279,4 @@ def test_promise_05_stress_connect_and_disconnect_storms(
     assert sum(counts) > 100
     assert recorder.violations == []
     assert recorder.events[-1] == ("state", "DISCONNECTED")
-    assert client.mailbox._messages == client.mailbox._bytes == 0
+    assert client.mailbox.messages == client.mailbox.bytes == 0

@@ -562,7 +562,7 @@ def test_promise_07_keyboard_interrupt_while_pumping_loses_nothing(url: str, whe
     assert client.disconnect()
     assert client.stats.messages_dropped == 0
     assert recorder.states()[-1] == "DISCONNECTED"
-    assert client.mailbox._messages == client.mailbox._bytes == 0
+    assert client.mailbox.messages == client.mailbox.bytes == 0
 
 
 def test_pump_close_ends_the_callbacks_quietly(url: str) -> None:

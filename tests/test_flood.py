@@ -106,23 +106,22 @@ def test_promise_14_fragments_without_end() -> None:
     assert recorder.messages() == []
 
 
-EMPTY = 1_000_000
-
-
 def empty_fragments(connection: RawConnection) -> None:
-    connection.upgrade(frame(TEXT, b"begin", fin=False))
+    count = int(connection.upgrade().split(b" ")[1][1:])
+    connection.sock.sendall(frame(TEXT, b"begin", fin=False))
     batch = frame(0, fin=False) * 10_000
-    for _ in range(EMPTY // 10_000):
+    for _ in range(count // 10_000):
         connection.sock.sendall(batch)
     connection.sock.sendall(frame(0, b"end"))
     connection.answer_close()
 
 
-def test_promise_14_a_million_empty_fragments() -> None:
+@pytest.mark.parametrize("count", [200_000, pytest.param(1_000_000, marks=pytest.mark.thorough)])
+def test_promise_14_a_million_empty_fragments(count: int) -> None:
     """They are allowed (RFC 6455 5.4), and cost nothing."""
     recorder = Recorder()
     with raw_process(empty_fragments) as url, memory(MEMORY):
-        client = make(url, recorder)
+        client = make(f"{url}{count}", recorder)
         client.connect()
         assert recorder.wait_for("message", timeout=SOON * 3) == ("message", "beginend")
         assert client.disconnect()
@@ -179,6 +178,14 @@ class Slow(wsthread.WebSocketDelegate):
             assert self.hold.wait(SOON * 3)
 
 
+class SlowMessages(Slow):
+    last: Any = None
+
+    def on_message(self, client: Any, message: Any) -> None:
+        self.last = message
+        self._hold()
+
+
 class SlowPings(Slow):
     def on_ping(self, client: Any, payload: bytes) -> None:
         self._hold()
@@ -207,7 +214,7 @@ def test_promise_14_a_flood_of_pings(listening: bool, overflow: str) -> None:
             eventually(lambda: client.stats.back_pressure_pauses > 0)
         else:
             eventually(lambda: client.stats.pings_received > 40_000, SOON * 3)
-        assert client.mailbox._messages <= 1000 + 65536 // 100  # what one read may bring more
+        assert client.mailbox.messages <= 1000 + 65536 // 100  # what one read may bring more
         if listening:
             delegate.hold.set()
             eventually(lambda: delegate.seen > 2000)
@@ -218,7 +225,7 @@ def test_promise_14_a_flood_of_pings(listening: bool, overflow: str) -> None:
 
 def test_promise_11_of_a_flood_of_pings_the_newest_is_answered() -> None:
     """Not each (RFC 6455 5.5.3): what a stalled client owes is one pong."""
-    count = 100_000
+    count = 50_000
     pongs: List[bytes] = []
 
     def script(connection: RawConnection) -> None:
@@ -267,7 +274,7 @@ class Counting(wsthread.WebSocketDelegate):
     def on_message(self, client: Any, message: Any) -> None:
         self.count += 1
         if self.count % 10_000 == 0:
-            self.most = max(self.most, client.mailbox._messages)
+            self.most = max(self.most, client.mailbox.messages)
             time.sleep(0.005)
         if message == "the last":
             self.last.set()
@@ -287,7 +294,7 @@ def test_promise_08_small_messages_into_a_slow_callback(overflow: str, count: in
         within = SOON * 4 if count < 1_000_000 else 800.0
         eventually(lambda: client.stats.messages_received == count + 1, within)
         if overflow == "drop_newest":
-            eventually(lambda: client.mailbox._messages == 0)
+            eventually(lambda: client.mailbox.messages == 0)
         else:
             assert delegate.last.wait(SOON)
         assert client.disconnect()
@@ -303,9 +310,26 @@ def test_promise_08_small_messages_into_a_slow_callback(overflow: str, count: in
         assert stats.back_pressure_pauses == 0
 
 
+def test_promise_08_drop_oldest_holds_its_bound_while_a_callback_blocks() -> None:
+    """What waits behind the callback gives way to what is newer, to the last message."""
+    limit = QueueLimit(messages=1000, overflow="drop_oldest")
+    delegate = SlowMessages()
+    with raw_process(small_messages) as url:
+        client = make(f"{url}100000", delegate, receive_queue=limit)
+        client.connect()
+        eventually(lambda: client.stats.messages_received == 100_001, SOON * 3)
+        assert delegate.held.wait(SOON)
+        assert client.stats.receive_queue_peak_messages <= 1000
+        delegate.hold.set()
+        eventually(lambda: client.stats.receive_queue_messages == 0)
+        assert client.disconnect()
+    assert delegate.last == "the last"
+    assert 500 < delegate.seen <= 1000
+    assert delegate.seen + client.stats.messages_dropped == 100_001
+
+
 def test_promise_08_overflow_close_ends_a_flood() -> None:
-    delegate = Slow()
-    delegate.on_message = lambda client, message: delegate._hold()  # type: ignore[attr-defined]
+    delegate = SlowMessages()
     errors: List[Any] = []
     delegate.on_error = lambda client, error: errors.append(error)  # type: ignore[method-assign]
     limit = QueueLimit(messages=5000, overflow="close")

@@ -123,7 +123,8 @@ def test_promise_16_a_peer_that_tls_refuses(name: str, authority: Authority) -> 
         client = wsthread.WebSocketClient(
             server.url,
             recorder,
-            ssl_context=authority.client(),
+            # The default context, which no certificate of ours gets far enough to please.
+            ssl_context=None if name == "TLS 1.1" else authority.client(),
             headers={"Authorization": "Bearer secret"},
             reconnect=wsthread.Reconnect(first=True, delay=0, attempts=3),
         )

@@ -184,14 +184,14 @@ class WebSocketClient:
         )
         self._known = Known()
         # What is sent before the first life; the first session takes it over. The lock's.
-        self._outbox: Optional[Outbox] = Outbox(send_queue)
+        self._outbox: Optional[Outbox] = Outbox(send_queue, self._known.stats)
         #: The names of the callbacks the delegate has; the session asks for it.
         self.overridden: FrozenSet[str] = frozenset()
         self._delegate: Optional[object] = None
         self._weak_delegate: Optional[weakref.ref[object]] = None
         #: This client's events; the session puts them in.
         self.mailbox = Mailbox(
-            weakref.ref(self), dispatcher or OwnThreadDispatcher(), receive_queue, self._known.drop
+            weakref.ref(self), dispatcher or OwnThreadDispatcher(), receive_queue, self._known.stats
         )
         self._lock = threading.RLock()  # a life that fails to start ends within connect()
         # The lock's; like `_session` read without it where no lock may be taken.
@@ -223,16 +223,28 @@ class WebSocketClient:
 
     @property
     def stats(self) -> ClientStats:
-        """A snapshot of the client's counts."""
-        return dataclasses.replace(self._known.stats)
+        """A snapshot of the client's counts, and of what is known now. Cheap; takes no lock."""
+        known, mailbox, outbox = self._known, self.mailbox, self._current_outbox()
+        opened_at = known.opened_at
+        return dataclasses.replace(
+            known.stats,
+            send_queue_messages=0 if outbox is None else outbox.pending,
+            send_queue_bytes=0 if outbox is None else outbox.bytes,
+            receive_queue_messages=mailbox.messages,
+            receive_queue_bytes=mailbox.bytes,
+            uptime=None if opened_at is None else time.monotonic() - opened_at,
+            latency=known.latency,
+        )
 
     @property
     def pending(self) -> int:
         """How many accepted messages are not yet with the kernel."""
-        session, outbox = self._session, self._outbox
-        if session is not None:
-            outbox = session.outbox
+        outbox = self._current_outbox()
         return 0 if outbox is None else outbox.pending
+
+    def _current_outbox(self) -> Optional[Outbox]:
+        session, outbox = self._session, self._outbox
+        return outbox if session is None else session.outbox
 
     @property
     def latency(self) -> Optional[float]:
@@ -333,7 +345,7 @@ class WebSocketClient:
                 if wait and session.thread is threading.current_thread():
                     raise RuntimeError("connect() in a callback would wait for its own thread")
                 return session, False
-            outbox = self._outbox or Outbox(self._settings.send_queue)
+            outbox = self._outbox or Outbox(self._settings.send_queue, self._known.stats)
             try:
                 session = Session(self, self._settings, self._known, outbox)
             except OSError as error:  # no descriptors left

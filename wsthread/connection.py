@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, List, Optional, Tuple
 
 from .deflate import Agreement
 from .errors import CloseCode, ConnectionClosed, WebSocketError, describe_close, detached
-from .frames import Close, FrameParser, Ping, Pong, encode_close
+from .frames import Close, FrameParser, Ping, Pong, describe_item, encode_close
 from .keepalive import Keepalive
 from .mailbox import Gate
 from .outbox import Entry
@@ -21,7 +21,8 @@ from .writer import FrameWriter
 if TYPE_CHECKING:
     from .session import Session
 
-logger = logging.getLogger("wsthread")
+logger = logging.getLogger(__name__)
+frame_logger = logging.getLogger("wsthread.frames")
 
 #: How long what came before a protocol error may be answered by callbacks.
 _LAST_WORDS = 0.2
@@ -51,7 +52,9 @@ class Connection:
             inflater=None if agreement is None else agreement.inflater(),
         )
         deflater = None if agreement is None else agreement.deflater()
-        self.writer = FrameWriter(session.outbox, transport, deflater, session.written)
+        self.writer = FrameWriter(
+            session.outbox, transport, deflater, session.written, session.known.stats, session.label
+        )
         self.opened_at = time.monotonic()
         self.keepalive = Keepalive(settings.ping_interval, settings.ping_timeout, self.opened_at)
         self.gate: Optional[Gate] = None
@@ -81,7 +84,6 @@ class Connection:
             self._deliver_rest()
         transport = self.transport
         transport.close(reset=transport.stalled or self._session.abort_request)
-        self._session.known.stats.bytes_sent += transport.written
         self.error = self.error or self._broken_by
         code, reason = self._close_code()
         closed = ConnectionClosed(f"not sent: {describe_close(code, reason)}", code, reason)
@@ -106,7 +108,10 @@ class Connection:
         gate = self.gate
         if gate is not None and (gate.lifted or now >= self.gate_deadline):
             if not gate.lifted:
-                logger.warning("on_open has not returned in time; the send queue goes on")
+                logger.warning(
+                    "%s: on_open has not returned in time; the send queue goes on",
+                    self._session.label,
+                )
             self.gate = None
             self.gate_deadline = math.inf
             self._session.outbox.lift()
@@ -213,6 +218,9 @@ class Connection:
         room = self._room()
         items = parser.parse(data, room)
         if items:
+            if frame_logger.isEnabledFor(logging.DEBUG):
+                for item in items:
+                    frame_logger.debug("%s: received %s", self._session.label, describe_item(item))
             if parser.plain:
                 self._deliver(items, parser.size)
             else:
@@ -298,12 +306,11 @@ class Connection:
             return
         policy = self._session.settings.receive_queue.overflow
         if policy == "drop_oldest":
-            limit = self._session.settings.receive_queue.messages
-            if count > limit:
-                self._session.mailbox.drop(count - limit)
-                size = size * limit // count
-                messages = messages[-limit:]
-            self._session.mailbox.make_room(len(messages), size)
+            room = self._session.mailbox.make_room(count, size)
+            if room < count:
+                self._session.mailbox.drop(count - room)
+                size = size * room // count
+                messages = messages[-room:]
         elif policy != "block":
             room = self._session.mailbox.room(self._session.waker)
             if room < count:

@@ -413,6 +413,29 @@ def _is_sendable(code: int) -> bool:
     return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
 
 
+_NAMES = {0: "continuation", 1: "text", 2: "binary", 8: "close", 9: "ping", 10: "pong"}
+
+
+def describe_frame(opcode: int, payload: bytes) -> str:
+    """Say what a frame is, for the log: nothing of what it carries but a close code."""
+    if opcode == OP_CLOSE and payload:
+        return f"close {int.from_bytes(payload[:2], 'big')}"
+    return f"{_NAMES.get(opcode, opcode)}, {len(payload)} bytes"
+
+
+def describe_item(item: Item) -> str:
+    """Say what was received, for the log: nothing of what it carries but a close code."""
+    if isinstance(item, str):
+        return f"text, {len(item)} characters"
+    if isinstance(item, Close):
+        return f"close {item.code}"
+    if isinstance(item, Fragment):
+        return f"fragment of {_NAMES[item.opcode]}, {len(item.data)} long"
+    if isinstance(item, (Ping, Pong)):
+        return f"{type(item).__name__.lower()}, {len(item.payload)} bytes"
+    return f"binary, {len(item)} bytes"
+
+
 def encode_close(code: Optional[int], reason: str = "") -> bytes:
     """Return the payload of a close frame; empty for no code (None or 1005).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Optional, Tuple
 
@@ -76,15 +77,13 @@ class Known:
     subprotocol: Optional[str] = None
     extensions: Tuple[str, ...] = ()
     response_headers: Tuple[Tuple[str, str], ...] = ()
+    opened_at: Optional[float] = None  # monotonic seconds, while a connection is open
     stats: ClientStats = field(default_factory=ClientStats)
-
-    def drop(self, count: int) -> None:
-        """Count messages that were received and are never delivered. Under the mailbox's lock."""
-        self.stats.messages_dropped += count
 
     def closed(self, code: int, reason: str) -> None:
         """Note how a connection ended."""
         self.close_code, self.close_reason = int(code), reason
+        self.opened_at = None
 
     def opened(
         self,
@@ -97,4 +96,5 @@ class Known:
         self.extensions = extensions
         self.response_headers = response_headers
         self.error = self.close_code = self.close_reason = self.latency = None
+        self.opened_at = time.monotonic()
         self.stats.connections += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import ipaddress
+import logging
 import ssl
 from dataclasses import dataclass
 from socket import socket as Socket
@@ -21,6 +22,10 @@ from .upgrade import REDIRECTS, Accept, Upgraded, UpgradeRequest, upgrade
 from .urls import Target, join_url, parse_url
 
 __all__ = ["OpenOptions", "Opened", "Target", "normalize_headers", "open_connection", "parse_url"]
+
+
+#: Never sees a path, a query, user-info or a header field: any of them may be secret.
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,7 @@ def _follow(url: str, options: OpenOptions, waiter: Waiter) -> Opened:
                 raise
             answer = detached(error)
         left -= 1
+        logger.debug("redirected with %d", answer.status)
         target, options = _redirect(target, options, answer, location[0])
         del answer
 
@@ -177,6 +183,8 @@ def _redirect(
 
 def _hop(target: Target, options: OpenOptions, waiter: Waiter) -> Opened:
     """Connect to one target and upgrade."""
+    name = f"{'wss' if target.secure else 'ws'}://{target.authority}"
+    logger.debug("connecting to %s", name)
     transport = _connect(target, options, waiter)
     try:
         if target.secure:
@@ -185,6 +193,8 @@ def _hop(target: Target, options: OpenOptions, waiter: Waiter) -> Opened:
     except BaseException:
         transport.close()
         raise
+    tls = transport.tls
+    logger.debug("upgraded: %s, %s", name, "no TLS" if tls is None else tls.version())
     return _opened(transport, done)
 
 
@@ -228,6 +238,7 @@ _create_context = functools.cache(ssl.create_default_context)
 def _default_context() -> ssl.SSLContext:
     """Return the context of everybody who gave none."""
     context = _create_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # the default from Python 3.10 on
     if not context.cert_store_stats()["x509_ca"]:
         # No file of them could be read, perhaps for want of a descriptor: another time, maybe.
         _create_context.cache_clear()

@@ -10,6 +10,7 @@ from typing import Callable, Deque, List, Optional, Sequence, Tuple, Union
 from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError, raisable
 from .frames import OP_CLOSE, OP_PING, OP_PONG
 from .limits import QueueLimit
+from .stats import ClientStats
 
 #: Up to this many bytes of messages are encoded at a time; a larger message goes alone.
 BATCH = 65536
@@ -63,14 +64,15 @@ class Outbox:
     `ready` may be read without the lock: it is true where `take` would find something.
     """
 
-    def __init__(self, limit: QueueLimit) -> None:
+    def __init__(self, limit: QueueLimit, stats: ClientStats) -> None:
         self._limit = limit
+        self._stats = stats
         self.lock = threading.Lock()
         # All below are the lock's.
         self._bells: List[threading.Lock] = []  # one for each thread that waits, locked
         self.ready = False
         self.pending = 0  # messages accepted and not yet with the kernel
-        self._bytes = 0
+        self.bytes = 0  # of these
         self._queue: Deque[Entry] = deque()
         self._first: Deque[Entry] = deque()  # what on_open sends
         self._first_bytes = 0  # ... and its size
@@ -116,7 +118,7 @@ class Outbox:
                 self._accept(entries, size, first, may_wait)
                 return True
             if not may_wait or not self._open:
-                text = f"{self.pending} messages with {self._bytes} bytes wait to be sent"
+                text = f"{self.pending} messages with {self.bytes} bytes wait to be sent"
                 raise QueueFull(text)
             if ticket not in self._waiting:
                 self._waiting.append(ticket)
@@ -133,7 +135,12 @@ class Outbox:
 
     def _accept(self, entries: Sequence[Entry], size: int, first: bool, may_wait: bool) -> None:
         self.pending += len(entries)
-        self._bytes += size
+        self.bytes += size
+        stats = self._stats
+        if self.pending > stats.send_queue_peak_messages:
+            stats.send_queue_peak_messages = self.pending
+        if self.bytes > stats.send_queue_peak_bytes:
+            stats.send_queue_peak_bytes = self.bytes
         if first and self._gated:
             self._first.extend(entries)
             self._first_bytes += size
@@ -144,7 +151,7 @@ class Outbox:
         self._update()
 
     def _fits(self, entries: Sequence[Entry], size: int, first: bool) -> bool:
-        count, total = self.pending, self._bytes
+        count, total = self.pending, self.bytes
         if first and self._gated:
             # The queue waits for these: one that is full must not keep them out.
             count, total = len(self._first), self._first_bytes
@@ -415,7 +422,7 @@ class Outbox:
         for entry in entries:
             if entry.opcode != -1:
                 self.pending -= 1
-                self._bytes -= entry.size
+                self.bytes -= entry.size
         self._update()
         self._ring()
 

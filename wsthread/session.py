@@ -38,7 +38,7 @@ from .writer import FrameWriter
 if TYPE_CHECKING:
     from .client import WebSocketClient
 
-logger = logging.getLogger("wsthread")
+logger = logging.getLogger(__name__)
 
 _numbers = itertools.count(1)
 
@@ -102,7 +102,9 @@ class Session:
         self._waiter: Optional[Waiter] = None  # of the opening under way
         cell: List[Session] = []
         self._cell = cell  # what the thread gets; emptied by it
-        self.thread = JoinableThread(_read, cell, f"wsthread-reader-{next(_numbers)}")
+        #: Names this life in the log, and its thread.
+        self.label = f"client {next(_numbers)}"
+        self.thread = JoinableThread(_read, cell, f"wsthread-reader-{self.label[7:]}")
         self.started = threading.Event()  # or could not be
         self.life = Life(self.thread)
 
@@ -240,7 +242,7 @@ class Session:
         try:
             yield from self._live()
         except Exception as error:  # a bug; the client ends in order all the same
-            logger.exception("wsthread: internal error")
+            logger.exception("%s: internal error", self.label)
             self._error = detached(error)
             if self._connection is not None:
                 self._report(self._conclude(), over=True)
@@ -294,7 +296,10 @@ class Session:
         self._connection = connection
         extensions = () if agreement is None else (str(agreement),)
         self.known.opened(opened.subprotocol, extensions, tuple(opened.response_headers))
+        if self.ever_open:
+            self.known.stats.reconnects += 1
         self.ever_open = True
+        logger.info("%s: open%s", self.label, f", {extensions[0]}" if extensions else "")
         self.connect_timeout = self.settings.connect_timeout
         items = self._change_items(Event.OPENED, "opening")
         if "on_open" in self.overridden:
@@ -379,15 +384,20 @@ class Session:
         except Cancelled:
             return False
         except ConnectTimeout:
-            logger.warning("should_retry has not returned in time; the rules decide")
+            text = "has not returned in time"
+            logger.warning("%s: should_retry %s; the rules decide", self.label, text)
         except BaseException as failure:  # raised in its own thread, whatever it is
-            logger.warning("should_retry raised %r; the rules decide", detached(failure))
+            name = type(detached(failure)).__name__  # its text may hold what is secret
+            logger.warning("%s: should_retry raised %s; the rules decide", self.label, name)
         return None
 
     def _report(self, code: Optional[int], over: bool) -> None:
         """Tell the callbacks how an attempt (code None) or a connection ended, in order."""
         error = self._error
         self.known.error = error
+        if error is not None:
+            self.known.stats.last_error = error
+        self._log_end(code, error)
         self.mailbox.put_sent(self.sent, self.life)
         items: List[Item] = []
         if code is not None:
@@ -406,6 +416,14 @@ class Session:
             args = (code, self.known.close_reason or "")
             items.append(("call", ("on_close", args), 0, self.life))
         self.mailbox.put(items)
+
+    def _log_end(self, code: Optional[int], error: Optional[BaseException]) -> None:
+        if code is not None:
+            text = "closed in order" if error is None else str(error)
+            # Quoted: the peer's reason may contain line ends.
+            logger.info("%s: over with code %d: %r", self.label, code, text)
+        elif error is not None:
+            logger.info("%s: not open: %r", self.label, str(error))
 
     def _give_up(self) -> Tuple[List[Entry], WebSocketError]:
         error = NotConnected("the client ended before there was a connection")
@@ -426,6 +444,7 @@ class Session:
         if "on_reconnect" in self.overridden:
             args = (self._backoff.attempt, delay, self._error)
             self.mailbox.put([("call", ("on_reconnect", args), 0, self.life)])
+        logger.info("%s: attempt %d in %.3f s", self.label, self._backoff.attempt, delay)
         until = time.monotonic() + delay
         wake = self.waker.fileno()
         self._poller.watch(wake, READ)

@@ -63,4 +63,5 @@ def _evaluate(name: str, value: Any, waiter: Waiter) -> Any:
     except (Cancelled, ConnectError):
         raise
     except BaseException as error:
-        raise CallableFailed(f"{name}() raised {error!r}") from detached(error)
+        # Not its text, which may hold what is secret and ends up in logs.
+        raise CallableFailed(f"{name}() raised {type(error).__name__}") from detached(error)

@@ -47,15 +47,15 @@ class Waker:
 
     def wake(self) -> None:
         """Wake the waiting thread, or keep it from falling asleep. Takes no lock."""
-        if not self._signalled:
-            try:
+        try:
+            if not self._signalled:
                 self._signalled = True
                 self._writer.send(b"\0")
-            except OSError:
-                pass  # full: it is awake already; closed in a forked child: nobody sleeps
-            except BaseException:  # Ctrl-C: whether anything was sent, nobody knows
-                self._signalled = False
-                raise
+        except OSError:
+            pass  # full: it is awake already; closed in a forked child: nobody sleeps
+        except BaseException:  # Ctrl-C: perhaps nothing was written, so the next one writes
+            self._signalled = False
+            raise
 
     def drain(self) -> None:
         """Take back the wake-ups; the waiting thread looks at its flags *after* this."""
@@ -294,6 +294,11 @@ class Transport:
 
     def fileno(self) -> int:
         return self.sock.fileno()
+
+    @property
+    def tls(self) -> Optional[ssl.SSLObject]:
+        """The TLS connection with the server itself, or None."""
+        return self._filters[-1].object if self._filters else None
 
     @property
     def stalled(self) -> bool:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from collections import deque
 from typing import Callable, Deque, Generator, List, Optional, Protocol, Tuple
 
 from .errors import WebSocketError
-from .frames import OP_CLOSE, encode_frame
+from .frames import OP_CLOSE, describe_frame, encode_frame
 from .outbox import BATCH, Entry, Outbox, Taken
+from .stats import ClientStats
 from .transport import Transport
+
+frame_logger = logging.getLogger("wsthread.frames")
 
 #: Rounds one sender writes for everybody before it leaves the rest to the reader.
 _ROUNDS = 32
@@ -42,11 +47,17 @@ class FrameWriter:
         transport: Transport,
         deflater: Optional[Deflater],
         report: Callable[[List[Entry]], None],
+        stats: ClientStats,
+        label: str,
     ) -> None:
         self._outbox = outbox
         self._transport = transport
         self._deflater = deflater
         self._report = report  # called with the lock held
+        self._stats = stats
+        self._label = label  # of the connection, for the log
+        # What is to be logged: noted under the lock, logged without it.
+        self._notes: Deque[str] = deque()
         # All are the transport's lock's.
         self._begun: Deque[Tuple[int, Entry]] = deque()  # with the out-buffer's end offset
         self._batch: List[Taken] = []  # on the way into the out-buffer
@@ -72,6 +83,8 @@ class FrameWriter:
                     return True
                 if not self._write(reader):
                     return False
+            if self._notes:
+                self._log()
             rounds += 1
             if rounds >= _ROUNDS or (reader and self._deflater is not None):
                 return False  # compressing a batch is long enough for the reader: it reads first
@@ -123,7 +136,10 @@ class FrameWriter:
 
     def _put(self, batch: List[Taken], frames: List[bytes]) -> None:
         transport = self._transport
+        if frame_logger.isEnabledFor(logging.DEBUG):
+            self._notes.extend(describe_frame(o, p) for o, p, _ in batch if o != -1)
         data = frames[0] if len(frames) == 1 else b"".join(frames)
+        self._stats.bytes_sent += len(data)
         start, end = transport.queued, 0
         transport.write(data)
         # Under TLS the offsets of the records differ: all of a batch counts as sent with its
@@ -144,6 +160,11 @@ class FrameWriter:
             return _encoded(opcode, payload, self._deflater.compress(payload))
         return encode_frame(opcode, payload)
 
+    def _log(self) -> None:
+        with contextlib.suppress(IndexError):  # another thread takes them as well
+            while True:
+                frame_logger.debug("%s: sent %s", self._label, self._notes.popleft())
+
     def close_sent(self) -> bool:
         """Whether the close frame is with the kernel."""
         return 0 <= self._close_end <= self._transport.written
@@ -157,6 +178,7 @@ class FrameWriter:
                     begun.append(entry)
             self._begun.clear()
             self._large, self._batch, self._work = [], [], None
+        self._log()
         return self._outbox.failed(begun, error)
 
 
