@@ -12,6 +12,7 @@ import faulthandler
 import gc
 import itertools
 import queue
+import random
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ import wsthread
 from tests.lasting import SteadyServer, eventually
 from tests.support import SOON, RawConnection, close_frame, frame
 from wsthread import ConnectionState, QueueLimit, Reconnect
+from wsthread.session import Session
 from wsthread.state import TRANSITIONS
 
 THREADS = 4
@@ -471,3 +473,34 @@ def test_promise_05_09_20_hold_whatever_threads_do(
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_connect_that_does_not_wait_never_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even in a callback while another thread disconnects in the middle of it."""
+    looks: List[Session] = []
+    outcomes: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def closing(session: Session) -> bool:
+        looks.append(session)
+        if len(looks) == 3:  # connect() has just found the life to join
+            session.request_close(b"\x03\xe8", SOON)
+        return session.ending()
+
+    class Impatient(wsthread.WebSocketDelegate):
+        def on_reconnect(self, client: Any, *rest: object) -> None:
+            monkeypatch.setattr(Session, "closing", property(closing))
+            try:
+                outcomes.put(client.connect(wait=False))
+            except BaseException as error:
+                outcomes.put(error)
+            monkeypatch.undo()
+
+    with SteadyServer(serve) as server:
+        policy = Reconnect(delay=1000, max_delay=1000, rng=random.Random(1))
+        client = wsthread.WebSocketClient(server.url, Impatient(), reconnect=policy)
+        client.connect()
+        server.cut()
+        assert outcomes.get(timeout=SOON) is None
+        assert looks
+        looks.clear()
+        assert client.disconnect()

@@ -314,7 +314,7 @@ class WebSocketClient:
             session, started = self._join_or_start(timeout, given, wait)
             if session is None:
                 return
-            if started or not session.closing:
+            if started or not wait or not session.closing:
                 break
             session = None
             self._wait_for_end(deadline)
