@@ -18,6 +18,9 @@ frame_logger = logging.getLogger("wsthread.frames")
 
 #: Rounds one sender writes for everybody before it leaves the rest to the reader.
 _ROUNDS = 32
+#: Of sends that follow each other within so many seconds the first compresses for itself. The
+#: rest is the reader's, many in a batch, while the next messages are made: zlib needs no GIL.
+_RUSH = 60e-6
 
 
 class Deflater(Protocol):
@@ -58,6 +61,7 @@ class FrameWriter:
         self._label = label  # of the connection, for the log
         # What is to be logged: noted under the lock, logged without it.
         self._notes: Deque[str] = deque()
+        self._last = 0.0  # any thread's, without a lock: when a sender was here
         # All are the transport's lock's.
         self._begun: Deque[Tuple[int, Entry]] = deque()  # with the out-buffer's end offset
         self._batch: List[Taken] = []  # on the way into the out-buffer
@@ -73,6 +77,10 @@ class FrameWriter:
         """
         lock = self._transport.lock
         rounds = 0
+        if self._deflater is not None and not reader:
+            before, self._last = self._last, time.perf_counter()
+            if self._last - before < _RUSH:
+                return False
         while self._outbox.ready or self._transport.stalled or self._work is not None:
             if self._transport.stalled and not reader:
                 return True  # who met the stall told the reader
