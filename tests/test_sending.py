@@ -930,6 +930,10 @@ print(json.dumps([interrupted, accepted, sent, unsent, over, client.pending]))
 """
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 10),
+    reason="at Ctrl-C CPython 3.9 may leave a `with lock:` without releasing the lock",
+)
 @pytest.mark.unmeasured
 def test_promise_11_a_storm_of_ctrl_c_wedges_nothing_and_tears_nothing() -> None:
     got: List[Tuple[int, bytes]] = []
