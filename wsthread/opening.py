@@ -233,19 +233,22 @@ def _connect_to(host: str, port: int, options: OpenOptions, waiter: Waiter) -> T
 
 
 def _connect_by(proxy: Proxy, target: Target, options: OpenOptions, waiter: Waiter) -> Transport:
+    """Return a transport to the target through a proxy, without TLS to the target."""
+    transport = None
     try:
-        transport = _connect_to(proxy.host, proxy.port, options, waiter)
-    except ConnectTimeout:
-        raise
-    except ConnectError as error:
-        raise ProxyError(f"{proxy.name}: {error}") from error.__cause__
-    try:
-        if proxy.scheme == "https":
-            context = options.proxy_ssl_context or _default_context()
-            _start_tls(transport, proxy.host, context, waiter)
+        try:
+            transport = _connect_to(proxy.host, proxy.port, options, waiter)
+            if proxy.scheme == "https":
+                context = options.proxy_ssl_context or _default_context()
+                _start_tls(transport, proxy.host, context, waiter)
+        except ConnectTimeout:
+            raise
+        except ConnectError as error:
+            raise ProxyError(f"{proxy.name}: {error}") from error.__cause__
         open_tunnel(transport, proxy, target, waiter)
     except BaseException:
-        transport.close()
+        if transport is not None:
+            transport.close()
         raise
     return transport
 

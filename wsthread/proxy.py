@@ -8,12 +8,12 @@ from __future__ import annotations
 import base64
 import re
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Optional, Union
+from typing import Any, NoReturn, Optional, Tuple, Union
 from urllib.parse import unquote_to_bytes
 
 import h11
 
-from .errors import ConnectError, ConnectTimeout, HandshakeError, ProxyError, detached
+from .errors import ConnectError, HandshakeError, ProxyError, detached
 from .http1 import MAX_EVENT, read_head, receive, write
 from .tcp import resolve
 from .transport import Cancelled, Transport, Waiter
@@ -26,7 +26,7 @@ _PORTS = {
 }
 #: Where the proxy is told the name; with the others the name is resolved here.
 _REMOTE = ("socks4a", "socks5h")
-_URL = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*)://)?([^/?#]*)/?")
+_URL = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*)://)?([^/?#\0-\x20\x7f\ud800-\udfff]*)/?")
 
 #: True: what the environment says. None: no proxy.
 Setting = Union[bool, "Proxy", None]
@@ -45,23 +45,24 @@ class Proxy:
     @property
     def name(self) -> str:
         """The proxy as errors name it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}"
+        return f"{self.scheme}://{_bracketed(self.host)}:{self.port}"
 
 
 def parse_proxy(url: str) -> Proxy:
     """Parse the URL of a proxy; without a scheme it is http. ValueError quotes nothing secret."""
     found = _URL.fullmatch(url)
     if found is None:
-        raise ValueError("a proxy's URL is of the form scheme://host:port")
+        raise ValueError("a proxy's URL is of the form scheme://user:password@host:port")
     scheme = (found[1] or "http").lower()
     if scheme not in _PORTS:
-        raise ValueError(f"a proxy's scheme is one of {', '.join(_PORTS)}, not {scheme}")
+        raise ValueError(f"a proxy's scheme is one of {', '.join(_PORTS)}")
     userinfo, at, host_port = found[2].rpartition("@")
     try:
         host, port = parse_host_port(host_port)
-    except ConnectError as error:
-        raise ValueError(f"proxy: {error}") from None
+    except ConnectError:
+        host = ""
+    if not host:  # unquoted: where the @ was forgotten it is a password
+        raise ValueError("host or port of the proxy's URL is malformed")
     user, _, password = userinfo.partition(":")
     names = unquote_to_bytes(user), unquote_to_bytes(password)
     if scheme.startswith("socks") and max(map(len, names)) > 255:
@@ -72,7 +73,7 @@ def parse_proxy(url: str) -> Proxy:
 
 
 def find_proxy(target: Target, setting: Setting, waiter: Waiter) -> Optional[Proxy]:
-    """Return the proxy for a target, or None."""
+    """Return the proxy for a target, or None. Raises ProxyError, ConnectTimeout, Cancelled."""
     if setting is not True:
         return setting or None
     # Costs time to import, and only an opening needs it.
@@ -83,14 +84,16 @@ def find_proxy(target: Target, setting: Setting, waiter: Waiter) -> Optional[Pro
     url = next((proxies[name] for name in (*names, "socks", "all") if proxies.get(name)), None)
     if url is None:
         return None
-    host, authority = target.host, _authority(target)
-    # In a thread: on some systems it resolves names. Addresses of IPv6 stand without brackets.
-    if waiter.call(lambda: proxy_bypass(host) or proxy_bypass(authority)):
-        return None
+    host = target.host.partition("%")[0].rstrip(".")
+    authority = f"{_bracketed(host)}:{target.port}"
     try:
+        # In a thread: on some systems it resolves names. `no_proxy` may have an address of IPv6
+        # with brackets or without them.
+        if waiter.call(lambda: proxy_bypass(host) or proxy_bypass(authority)):
+            return None
         return parse_proxy(url)
-    except ValueError as error:
-        raise ProxyError(f"the environment's {error}") from error.with_traceback(None)
+    except (RuntimeError, ValueError) as error:  # no thread can be started; no URL
+        raise ProxyError(f"the proxy that the environment names: {error}") from detached(error)
 
 
 def open_tunnel(transport: Transport, proxy: Proxy, target: Target, waiter: Waiter) -> None:
@@ -99,29 +102,31 @@ def open_tunnel(transport: Transport, proxy: Proxy, target: Target, waiter: Wait
     Raises ProxyError, ConnectTimeout, Cancelled, and ConnectError for a name that cannot be
     resolved. The caller closes the transport then.
     """
+    tunnel = _tunnel_http if proxy.scheme in ("http", "https") else _tunnel_socks
     try:
-        if proxy.scheme in ("http", "https"):
-            _tunnel_http(transport, proxy, target, waiter)
-        else:
-            _tunnel_socks(transport, proxy, target, waiter)
-    except (ConnectError, ConnectTimeout, Cancelled):
+        tunnel(transport, proxy, target, waiter)
+    except (ConnectError, Cancelled):
         raise
     except OSError as error:
         text = f"the connection broke: {error.strerror or error}"
         raise ProxyError(f"{proxy.name}: {text}") from detached(error)
 
 
-def _authority(target: Target) -> str:
-    host = target.host.partition("%")[0]
-    return f"[{host}]:{target.port}" if ":" in host else f"{host}:{target.port}"
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _fail(proxy: Proxy, text: str, status: Optional[int] = None) -> NoReturn:
     raise ProxyError(f"{proxy.name}: {text}", status)
 
 
+def _refuse(proxy: Proxy, text: str) -> NoReturn:
+    """Fail for what the proxy's or the target's URL says: it is not tried again."""
+    raise ProxyError(f"{proxy.name}: {text}") from ValueError(text)
+
+
 def _tunnel_http(transport: Transport, proxy: Proxy, target: Target, waiter: Waiter) -> None:
-    authority = _authority(target)
+    authority = f"{_bracketed(target.host.partition('%')[0])}:{target.port}"
     headers = [("Host", authority)]
     if proxy.user is not None:
         plain = proxy.user + b":" + proxy.password
@@ -141,23 +146,22 @@ def _tunnel_http(transport: Transport, proxy: Proxy, target: Target, waiter: Wai
         _fail(proxy, f"it answered {status} {reason}".rstrip(), status)
     # The client speaks first, with and without TLS: this cannot be the server's.
     if connection.trailing_data[0]:
-        _fail(proxy, "it sent data of its own behind its answer", status)
+        _fail(proxy, "it sent data of its own behind its answer")
 
 
 def _tunnel_socks(transport: Transport, proxy: Proxy, target: Target, waiter: Waiter) -> None:
     try:
-        import socksio  # noqa: PLC0415
+        import socksio  # noqa: F401, PLC0415
     except ImportError as error:
         text = "SOCKS takes the package socksio: pip install 'wsthread[proxy]'"
         raise ProxyError(f"{proxy.name}: {text}") from detached(error)
-    host = target.host
-    speak = _socks5 if proxy.scheme.startswith("socks5") else _socks4
+    host = target.host.partition("%")[0]  # a zone is of no meaning to the proxy
+    if proxy.scheme.startswith("socks4") and ":" in host:
+        _refuse(proxy, "SOCKS4 takes no IPv6 address")
     if proxy.scheme not in _REMOTE:
         host = _resolved(proxy, target, waiter)
-    try:
-        speak(_Talk(transport, proxy, waiter), proxy, host, target.port)
-    except (socksio.SOCKSError, ValueError, IndexError) as error:
-        _fail(proxy, f"its answer is no valid SOCKS: {error}")
+    speak = _socks5 if proxy.scheme.startswith("socks5") else _socks4
+    speak(_Talk(transport, proxy, waiter), proxy, (host, target.port))
 
 
 def _resolved(proxy: Proxy, target: Target, waiter: Waiter) -> str:
@@ -177,9 +181,10 @@ class _Talk:
         self._proxy = proxy
         self._waiter = waiter
 
-    def ask(self, connection: Any, request: Any) -> None:
-        connection.send(request)
-        write(self._transport, connection.data_to_send(), self._waiter)
+    def ask(self, request: Any, count: int) -> bytes:
+        """Send a request of socksio's; return the first bytes of the answer."""
+        write(self._transport, request.dumps(), self._waiter)
+        return self.read(count)
 
     def read(self, count: int) -> bytes:
         data = b""
@@ -191,54 +196,58 @@ class _Talk:
         return data
 
 
-def _socks4(talk: _Talk, proxy: Proxy, host: str, port: int) -> None:
+# socksio makes the requests. Its parser of answers wants them whole, and some proxies end theirs
+# where they have said why they refuse; what it makes of the rest nobody needs.
+
+
+def _socks4(talk: _Talk, proxy: Proxy, address: Tuple[str, int]) -> None:
     from socksio import socks4  # noqa: PLC0415
 
-    connection: Any = socks4.SOCKS4Connection(user_id=proxy.user or b"")
-    if ":" in host:
-        _fail(proxy, "SOCKS4 takes no IPv6 address")
-    named = not host.replace(".", "").isdigit()
-    kind = socks4.SOCKS4ARequest if named else socks4.SOCKS4Request
-    command = socks4.SOCKS4Command.CONNECT
-    talk.ask(connection, kind.from_address(command, (host, port), user_id=proxy.user or b""))
-    reply = connection.receive_data(talk.read(8))
-    if reply.reply_code is not socks4.SOCKS4ReplyCode.REQUEST_GRANTED:
-        _fail(proxy, f"it answered {_words(reply.reply_code)}")
+    kind = socks4.SOCKS4ARequest if proxy.scheme in _REMOTE else socks4.SOCKS4Request
+    if address[0].replace(".", "").isdigit():
+        kind = socks4.SOCKS4Request
+    connect = socks4.SOCKS4Command.CONNECT
+    version, code = talk.ask(kind.from_address(connect, address, user_id=proxy.user or b""), 2)
+    if version != 0:
+        _fail(proxy, "its answer is no SOCKS4")
+    if code != 0x5A:
+        _fail(proxy, f"it answered {_words(socks4.SOCKS4ReplyCode, code)}")
+    talk.read(6)  # an address of no meaning
 
 
-def _socks5(talk: _Talk, proxy: Proxy, host: str, port: int) -> None:
+def _socks5(talk: _Talk, proxy: Proxy, address: Tuple[str, int]) -> None:
+    """Connect as RFC 1928 says, with the sub-negotiation of RFC 1929."""
     from socksio import socks5  # noqa: PLC0415
 
-    connection: Any = socks5.SOCKS5Connection()
-    plain, password = socks5.SOCKS5AuthMethod.NO_AUTH_REQUIRED, None
-    offered = [plain]
+    methods = [socks5.SOCKS5AuthMethod.NO_AUTH_REQUIRED]
     if proxy.user is not None:
-        password = socks5.SOCKS5AuthMethod.USERNAME_PASSWORD
-        offered.append(password)
-    talk.ask(connection, socks5.SOCKS5AuthMethodsRequest(offered))
-    method = connection.receive_data(talk.read(2)).method
-    if method not in offered:
-        _fail(proxy, f"it wants another authentication: {_words(method)}")
-    if method is password:
-        request = socks5.SOCKS5UsernamePasswordRequest(proxy.user or b"", proxy.password)
-        talk.ask(connection, request)
-        if not connection.receive_data(talk.read(2)).success:
-            _fail(proxy, "it refuses user and password")
-    command = socks5.SOCKS5Command.CONNECT
-    talk.ask(connection, socks5.SOCKS5CommandRequest.from_address(command, (host, port)))
-    answer = talk.read(4)
-    # What follows is the address it connected from (RFC 1928 section 6), which nobody needs.
-    if answer[1] != 0:
-        answer = answer[:2] + b"\0\1" + bytes(6)  # some leave it out where they refuse
-    elif answer[3] == 3:
-        answer += talk.read(1)
-        answer += talk.read(answer[4] + 2)
+        methods.append(socks5.SOCKS5AuthMethod.USERNAME_PASSWORD)
+    version, method = talk.ask(socks5.SOCKS5AuthMethodsRequest(methods), 2)
+    if version != 5:
+        _fail(proxy, "its answer is no SOCKS5")
+    if bytes([method]) not in methods:
+        _refuse(
+            proxy, f"it wants another authentication: {_words(socks5.SOCKS5AuthMethod, method)}"
+        )
+    if method == 2:
+        login = socks5.SOCKS5UsernamePasswordRequest(proxy.user or b"", proxy.password)
+        if talk.ask(login, 2)[1] != 0:
+            _refuse(proxy, "it refuses user and password")
+    connect = socks5.SOCKS5Command.CONNECT
+    version, code = talk.ask(socks5.SOCKS5CommandRequest.from_address(connect, address), 2)
+    if version != 5:
+        _fail(proxy, "its answer is no SOCKS5")
+    if code != 0:
+        _fail(proxy, f"it answered {_words(socks5.SOCKS5ReplyCode, code)}")
+    kind = talk.read(2)[1]  # of the address it connects from, which nobody needs
+    if kind == 3:
+        talk.read(talk.read(1)[0] + 2)
+    elif kind in (1, 4):
+        talk.read((4 if kind == 1 else 16) + 2)
     else:
-        answer += talk.read((16 if answer[3] == 4 else 4) + 2)
-    reply = connection.receive_data(answer)
-    if reply.reply_code is not socks5.SOCKS5ReplyCode.SUCCEEDED:
-        _fail(proxy, f"it answered {_words(reply.reply_code)}")
+        _fail(proxy, f"its answer has an address of the unknown type {kind}")
 
 
-def _words(code: Any) -> str:
-    return str(code.name).lower().replace("_", " ")
+def _words(codes: Any, code: int) -> str:
+    known = {member.value: member.name for member in codes}
+    return str(known.get(bytes([code]), f"{code}")).lower().replace("_", " ")

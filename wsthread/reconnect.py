@@ -61,7 +61,8 @@ def retried(error: Optional[BaseException], code: Optional[int]) -> bool:
     if isinstance(error, (HandshakeError, ProxyError)) and error.status is not None:
         return error.status in (408, 429) or error.status >= 500
     if isinstance(error, ConnectError):
-        return not isinstance(error.__cause__, (ssl.SSLCertVerificationError, ValueError))
+        lasting = (ssl.SSLCertVerificationError, ValueError, ImportError)
+        return not isinstance(error.__cause__, lasting)
     return False
 
 
