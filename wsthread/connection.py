@@ -128,6 +128,8 @@ class Connection:
             self._write(now)
         if self.over:
             return
+        if self.transport.ended and not self.paused:
+            self.read()  # the descriptor need not become readable for that
         closed = self.close_received is not None and self.writer.close_sent()
         if closed:
             self.close_deadline = min(self.close_deadline, now + _LINGER)

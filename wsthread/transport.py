@@ -313,8 +313,10 @@ class Transport:
             self._filters[-1].incoming.write(data)
         return True
 
-    def _ended(self) -> bool:
-        return any(layer.ended for layer in self._filters) or not self._filters
+    @property
+    def ended(self) -> bool:
+        """Whether TLS has told the end of the stream: no more is read, whatever TCP still has."""
+        return any(layer.ended for layer in self._filters)
 
     def _recv(self, size: int) -> Optional[bytes]:
         try:
@@ -327,6 +329,8 @@ class Transport:
 
         Raises OSError (ssl.SSLError is one) when the connection broke.
         """
+        if self.ended:
+            return b""  # it came along with the last bytes; TCP's own end may not follow
         data = self._recv(size)
         if not self._filters or data is None:
             return data
@@ -336,8 +340,7 @@ class Transport:
                 if not data and not layer.ended:
                     break
             self._owed()
-            ended = self._ended()
-        return data if data or ended else None
+        return data if data or self.ended else None
 
     def _owed(self) -> None:
         """Queue what the TLS layers themselves have to say. Needs the lock."""
