@@ -82,6 +82,12 @@ class WebSocketClient:
     :param user_agent: the ``User-Agent`` header field; None: none.
     :param ssl_context: for ``wss``; default: ``ssl.create_default_context()``, which verifies
         certificate and host name.
+    :param proxy: True: what the environment names (``wss_proxy``, ``https_proxy``, ``ws_proxy``,
+        ``http_proxy``, ``socks_proxy``, ``all_proxy``, ``no_proxy``, or the system's settings);
+        None or False: none; or a URL: ``http``, ``https``, ``socks4``, ``socks4a``, ``socks5`` or
+        ``socks5h`` (the ``a`` and ``h`` leave names to the proxy), with user and password. SOCKS
+        takes the extra ``proxy``.
+    :param proxy_ssl_context: for an ``https`` proxy; default: ``ssl.create_default_context()``.
     :param socket: a connected socket to use instead of making one, once.
     :param local_address: ``(host, port)`` to connect from.
     :param sockopt: argument tuples for ``socket.setsockopt``.
@@ -120,6 +126,8 @@ class WebSocketClient:
         host: Optional[str] = None,
         user_agent: Optional[str] = f"wsthread/{__version__}",
         ssl_context: Optional[ssl.SSLContext] = None,
+        proxy: Union[bool, str, None] = True,
+        proxy_ssl_context: Optional[ssl.SSLContext] = None,
         socket: Optional[socket_module.socket] = None,
         local_address: Optional[Tuple[str, int]] = None,
         sockopt: Sequence[Tuple[Any, ...]] = (),
@@ -174,6 +182,8 @@ class WebSocketClient:
                 host=host,
                 user_agent=user_agent,
                 ssl_context=ssl_context,
+                proxy=None if proxy is False else proxy,
+                proxy_ssl_context=proxy_ssl_context,
                 socket=socket,
                 local_address=local_address,
                 sockopt=sockopt,

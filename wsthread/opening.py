@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from socket import socket as Socket
 from typing import Any, Optional, Sequence, Tuple
 
-from .errors import ConnectError, ConnectTimeout, HandshakeError, detached
+from .errors import ConnectError, ConnectTimeout, HandshakeError, ProxyError, detached
 from .headers import Extensions, check_value, find, is_token, normalize_headers, parse_extensions
+from .proxy import Proxy, find_proxy, open_tunnel, parse_proxy
 from .tcp import connect_tcp
 from .transport import READ, WRITE, Transport, Waiter
 from .upgrade import REDIRECTS, Accept, Upgraded, UpgradeRequest, upgrade
@@ -51,6 +52,10 @@ class OpenOptions:
     ssl_context: Optional[ssl.SSLContext] = None
     #: A connected socket, for the first hop only. It belongs to the opening from the call on.
     socket: Optional[Socket] = None
+    #: True: the proxy that the environment names, if any; a URL, or None.
+    proxy: Any = None
+    #: For a proxy that speaks TLS; None: ``ssl.create_default_context()``.
+    proxy_ssl_context: Optional[ssl.SSLContext] = None
     #: The IP address and port (0: any) to connect from.
     local_address: Optional[Tuple[str, int]] = None
     #: Arguments of ``setsockopt``, applied before connecting. TCP_NODELAY is set in any case.
@@ -86,11 +91,19 @@ class OpenOptions:
             raise TypeError("max_redirects is an int")
         if self.max_redirects < 0:
             raise ValueError(f"max_redirects is 0 or more, not {self.max_redirects}")
+        self._check_proxy()
         self._check_socket()
 
+    def _check_proxy(self) -> None:
+        if isinstance(self.proxy, str):
+            object.__setattr__(self, "proxy", parse_proxy(self.proxy))
+        if not (self.proxy is None or self.proxy is True or isinstance(self.proxy, Proxy)):
+            raise TypeError("proxy is True, a URL or None")
+
     def _check_socket(self) -> None:
-        if self.ssl_context is not None and not isinstance(self.ssl_context, ssl.SSLContext):
-            raise TypeError("ssl_context is an ssl.SSLContext")
+        for name in ("ssl_context", "proxy_ssl_context"):
+            if not isinstance(getattr(self, name), (ssl.SSLContext, type(None))):
+                raise TypeError(f"{name} is an ssl.SSLContext")
         if self.socket is not None and (
             not isinstance(self.socket, Socket) or isinstance(self.socket, ssl.SSLSocket)
         ):
@@ -188,7 +201,8 @@ def _hop(target: Target, options: OpenOptions, waiter: Waiter) -> Opened:
     transport = _connect(target, options, waiter)
     try:
         if target.secure:
-            _start_tls(transport, target, options.ssl_context or _default_context(), waiter)
+            context = options.ssl_context or _default_context()
+            _start_tls(transport, target.host, context, waiter)
         done = upgrade(transport, _request(target, options), waiter)
     except BaseException:
         transport.close()
@@ -213,9 +227,10 @@ def _connect(target: Target, options: OpenOptions, waiter: Waiter) -> Transport:
     """Return a transport to the target, without TLS."""
     sock = options.socket
     if sock is None:
-        return Transport(
-            connect_tcp(target.host, target.port, waiter, options.local_address, options.sockopt)
-        )
+        proxy = find_proxy(target, options.proxy, waiter)
+        if proxy is not None:
+            return _connect_by(proxy, target, options, waiter)
+        return _connect_to(target.host, target.port, options, waiter)
     waiter.check()
     if sock.fileno() == -1:
         text = "the socket given is closed: it is good for one connection"
@@ -224,6 +239,31 @@ def _connect(target: Target, options: OpenOptions, waiter: Waiter) -> Transport:
         return Transport(sock)
     except OSError as error:
         raise ConnectError(f"the socket given is of no use: {error.strerror}") from detached(error)
+
+
+def _connect_to(host: str, port: int, options: OpenOptions, waiter: Waiter) -> Transport:
+    return Transport(connect_tcp(host, port, waiter, options.local_address, options.sockopt))
+
+
+def _connect_by(proxy: Proxy, target: Target, options: OpenOptions, waiter: Waiter) -> Transport:
+    """Return a transport to the target through a proxy, without TLS to the target."""
+    transport = None
+    try:
+        try:
+            transport = _connect_to(proxy.host, proxy.port, options, waiter)
+            if proxy.scheme == "https":
+                context = options.proxy_ssl_context or _default_context()
+                _start_tls(transport, proxy.host, context, waiter)
+        except ConnectTimeout:
+            raise
+        except ConnectError as error:
+            raise ProxyError(f"{proxy.name}: {error}") from error.__cause__
+        open_tunnel(transport, proxy, target, waiter)
+    except BaseException:
+        if transport is not None:
+            transport.close()
+        raise
+    return transport
 
 
 def _check_str(name: str, value: object) -> None:
@@ -245,10 +285,8 @@ def _default_context() -> ssl.SSLContext:
     return context
 
 
-def _start_tls(
-    transport: Transport, target: Target, context: ssl.SSLContext, waiter: Waiter
-) -> None:
-    name = target.host.partition("%")[0].rstrip(".")
+def _start_tls(transport: Transport, host: str, context: ssl.SSLContext, waiter: Waiter) -> None:
+    name = host.partition("%")[0].rstrip(".")
     descriptor = transport.fileno()
     try:
         transport.add_tls(context, name)

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Callable, Optional
 
-from .errors import CallableFailed, ConnectError, HandshakeError
+from .errors import CallableFailed, ConnectError, HandshakeError, ProxyError
 
 _RETRIED_CODES = frozenset({1001, 1005, 1006, 1011, 1012, 1013, 1014})
 
@@ -60,12 +60,13 @@ def retried(error: Optional[BaseException], code: Optional[int]) -> bool:
     """Whether the rules retry after a close code, or (code None) after a failed attempt."""
     if code is not None:
         return code in _RETRIED_CODES
-    if isinstance(error, HandshakeError) and error.status is not None:
+    if isinstance(error, (HandshakeError, ProxyError)) and error.status is not None:
         return error.status in (408, 429) or error.status >= 500
     if isinstance(error, CallableFailed):  # what it asked may be down; its dead owner stays dead
         return not isinstance(error.__cause__, ReferenceError)
     if isinstance(error, ConnectError):
-        return not isinstance(error.__cause__, (ssl.SSLCertVerificationError, ValueError))
+        lasting = (ssl.SSLCertVerificationError, ValueError, ImportError)
+        return not isinstance(error.__cause__, lasting)
     return False
 
 
