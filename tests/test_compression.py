@@ -598,7 +598,7 @@ def slow_to_compress(size: int) -> bytes:
     return b" ".join(chosen.choices(words, k=100_000))[:MIB] * (size // MIB)
 
 
-LARGE = slow_to_compress(16 * MIB)  # takes half a second, or more
+LARGE = slow_to_compress(4 * MIB)  # takes some tenths of a second
 ROOM = wsthread.QueueLimit(bytes=4 * len(LARGE))  # so that its sender does not wait for it
 
 
