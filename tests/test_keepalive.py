@@ -125,7 +125,7 @@ class Silent:
         while not self.release.is_set():
             try:
                 opcode, payload = connection.read_frame()
-            except TimeoutError:
+            except socket.timeout:  # TimeoutError from Python 3.10 on
                 continue
             if not self.quiet.is_set():
                 self.since = time.monotonic()
