@@ -485,7 +485,7 @@ def test_promise_02_a_second_disconnect_may_be_shorter(silent: Scene) -> None:
 def test_promise_02_disconnect_that_only_asks(silent: Scene, phase: str) -> None:
     client = UNAWAITED[phase](silent)
     begun = time.monotonic()
-    assert client.disconnect(wait=False) is False
+    client.disconnect(wait=False)  # True where the end was faster than this thread
     assert time.monotonic() - begun < AT_ONCE
     assert client.wait(SOON)
     assert silent.recorder.states()[-1] == "DISCONNECTED"
