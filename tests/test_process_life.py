@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional
+from typing import Any, Callable, Iterator, List, Optional, Set
 
 import pytest
 
@@ -213,17 +213,21 @@ def test_promise_17_a_subprocess_inherits_no_descriptor() -> None:
         connecting.connect(wait=False)
         eventually(lambda: silent.connections == 1)
         session: Any = client._session
-        ours = {
-            os.readlink(f"/proc/self/fd/{descriptor}")
-            for descriptor in (
+        opening: Any = connecting._session
+        pump: Any = connecting.mailbox.dispatcher
+
+        def sockets() -> Set[str]:
+            descriptors = (
                 session._connection.transport.fileno(),
                 session.waker._reader.fileno(),
                 session.waker._writer.fileno(),
-                *connecting._session._waiter._descriptors,  # type: ignore[union-attr]
-                connecting.mailbox.dispatcher.fileno(),  # type: ignore[attr-defined]
+                *list(opening._waiter._descriptors),
+                pump.fileno(),
             )
-        }
-        assert len(ours) == 5
+            return {os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in descriptors}
+
+        eventually(lambda: len(sockets()) == 5)  # the one that is connecting waits for its peer
+        ours = sockets()
         done = subprocess.run(
             ["ls", "-l", "/proc/self/fd"],
             close_fds=False,

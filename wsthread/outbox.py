@@ -25,7 +25,7 @@ _PONGS = 64
 class Entry:
     """One message on its way; with opcode -1 a mark that `flush` waits for."""
 
-    __slots__ = ("awaited", "message", "opcode", "outcome", "payload", "size")
+    __slots__ = ("awaited", "forgotten", "message", "opcode", "outcome", "payload", "size")
 
     def __init__(self, opcode: int, payload: bytes, message: Union[str, bytes]) -> None:
         self.opcode = opcode
@@ -35,6 +35,7 @@ class Entry:
         # Both the outbox's lock's:
         self.awaited = False  # its sender waits, and raises the outcome itself
         self.outcome: Union[bool, BaseException, None] = None  # True once it is with the kernel
+        self.forgotten = False  # not counted as pending any more
 
 
 #: Opcode and payload of a frame, and the entry it comes from, if it is a message.
@@ -348,16 +349,15 @@ class Outbox:
 
     # The writer: whoever holds the transport's lock.
 
-    def take(self, now: float, messages: bool = True) -> List[Taken]:
-        """Take the frames that go next, control frames first; at most about 64 KiB.
+    def take(self, frames: List[Taken], now: float, messages: bool = True) -> None:
+        """Move the frames that go next to `frames`, control frames first; at most about 64 KiB.
 
         Without `messages` it takes only control frames that may overtake them.
         """
         with self.lock:
-            frames: List[Taken] = []
             if not self._open or self.close_taken:
                 self.ready = False
-                return frames
+                return
             frames += [(OP_PONG, payload, None) for payload in self._pongs]
             self._pongs.clear()
             while self._pings:
@@ -374,7 +374,6 @@ class Outbox:
                 frames.append((OP_CLOSE, self._close, None))
                 self.close_taken = True
             self._update()
-            return frames
 
     def _forget_ping(self) -> None:
         """Forget the oldest ping that nobody waits for; others are taken back by who does."""
@@ -388,25 +387,30 @@ class Outbox:
         size = 0
         for source in (self._first,) if self._gated else (self._first, self._queue):
             while source and (not frames or size + source[0].size <= BATCH):
-                entry = source.popleft()
+                entry = source[0]
                 size += entry.size
+                # Before it is taken out: Ctrl-C in between must not lose it, see `failed`.
+                frames.append((entry.opcode, entry.payload, entry))
+                source.popleft()
                 if source is self._first:
                     self._first_bytes -= entry.size
-                frames.append((entry.opcode, entry.payload, entry))
         return size <= BATCH
 
-    def done(self, entries: Sequence[Entry]) -> List[Entry]:
-        """These are with the kernel; return those whose sender has not given them up."""
+    def done(self, entries: Sequence[Entry], report: Callable[[List[Entry]], None]) -> None:
+        """These are with the kernel; `report` those whose sender has not given them up."""
         with self.lock:
             told = [entry for entry in entries if entry.outcome is None]
             for entry in told:
                 entry.outcome = True
+            report(told)
             self._forget(entries)
-            return told
 
     def failed(self, entries: Sequence[Entry], error: WebSocketError) -> List[Entry]:
         """These were begun on a connection that is gone; return those that go back."""
         with self.lock:
+            for source in (self._first, self._queue):
+                if source and source[0] in entries:  # a sender was interrupted as it took it
+                    source.popleft()
             return self._give_back(entries, error)
 
     # With the lock held.
@@ -420,7 +424,8 @@ class Outbox:
 
     def _forget(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
-            if entry.opcode != -1:
+            if entry.opcode != -1 and not entry.forgotten:
+                entry.forgotten = True
                 self.pending -= 1
                 self.bytes -= entry.size
         self._update()

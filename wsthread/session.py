@@ -227,9 +227,9 @@ class Session:
 
     def written(self, entries: List[Entry]) -> None:
         messages = [entry.message for entry in entries if entry.opcode != -1]
-        self.known.stats.messages_sent += len(messages)
         if "on_sent" in self.overridden:
             self.sent.extend(messages)
+        self.known.stats.messages_sent += len(messages)
 
     # The reader.
 

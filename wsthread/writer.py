@@ -64,7 +64,7 @@ class FrameWriter:
         self._last = 0.0  # any thread's, without a lock: when a sender was here
         # All are the transport's lock's.
         self._begun: Deque[Tuple[int, Entry]] = deque()  # with the out-buffer's end offset
-        self._batch: List[Taken] = []  # on the way into the out-buffer
+        self._batch: List[Taken] = []  # taken, on the way into the out-buffer
         self._large: List[Taken] = []  # the same; one large message, while it is compressed ...
         self._work: Optional[Generator[None, None, Optional[bytes]]] = None  # ... by this
         self._close_end = -1  # the offset behind the close frame
@@ -102,7 +102,7 @@ class FrameWriter:
         transport = self._transport
         try:
             if not transport.stalled:
-                self._batch = self._outbox.take(time.monotonic(), messages=self._work is None)
+                self._outbox.take(self._batch, time.monotonic(), messages=self._work is None)
                 self._encode()
                 if self._work is not None and reader:
                     self._step(self._work)
@@ -115,13 +115,21 @@ class FrameWriter:
             # Ctrl-C, or no memory: nobody knows how far the frame has come.
             self.error = OSError("a thread was interrupted while it was writing")
             raise
-        written = transport.written
-        done: List[Entry] = []
-        while self._begun and self._begun[0][0] <= written:
-            done.append(self._begun.popleft()[1])
-        if done:
-            self._report(self._outbox.done(done))
+        self._tell()
         return drained and self._work is None
+
+    def _tell(self) -> None:
+        """Report what is with the kernel. Forgotten only then, for Ctrl-C may come in between."""
+        begun, written = self._begun, self._transport.written
+        done: List[Entry] = []
+        for end, entry in begun:
+            if end > written:
+                break
+            done.append(entry)
+        if done:
+            self._outbox.done(done, self._report)
+            for _ in done:
+                begun.popleft()
 
     def _encode(self) -> None:
         """Put the batch into the out-buffer, or begin to compress a large message."""
@@ -180,6 +188,7 @@ class FrameWriter:
     def detach(self, error: WebSocketError) -> List[Entry]:
         """The transport is closed: return what was begun and is not with the kernel."""
         with self._transport.lock:
+            self._tell()
             begun = [entry for _, entry in self._begun]
             for _, _, entry in self._large + self._batch:
                 if entry is not None and entry not in begun:
