@@ -104,8 +104,8 @@ class ProxyServer:
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stop.wait()
+        await _rounds()  # what has come gets its task: asyncio loses it where the server ends first
         server.close()
-        await _rounds()  # what was accepted gets its task
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
