@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import traceback
@@ -356,6 +358,15 @@ def test_socks_without_socksio(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "wsthread[proxy]" in str(error)
     assert isinstance(error.__cause__, ImportError)
     assert not retried(error, None)
+
+
+def test_what_the_documentation_shows_is_accepted() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "proxies.rst").read_text(encoding="utf-8")
+    blocks = re.findall(r"\.\. code-block:: python\n\n((?:   .*\n|\n)+)", page)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(textwrap.dedent(block), {})
+    assert [f"``{scheme}``" in page for scheme in SCHEMES] == [True] * len(SCHEMES)
 
 
 # --- through real proxies of ours ---
