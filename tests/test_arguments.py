@@ -98,8 +98,8 @@ def fails() -> Any:
     "options, text",
     [
         ({"url": lambda: 5}, "url is a str, not int"),
-        ({"url": fails}, r"url\(\) raised LookupError\('no token'\)"),
-        ({"headers": fails}, r"headers\(\) raised LookupError\('no token'\)"),
+        ({"url": fails}, r"url\(\) raised LookupError"),
+        ({"headers": fails}, r"headers\(\) raised LookupError"),
         ({"headers": lambda: 5}, "headers: headers is a mapping or pairs of str, not int"),
         ({"headers": lambda: {"A": "b\r\nC: d"}}, "headers: the value of the header A contains"),
         ({"headers": lambda: {"Host": "other"}}, "headers: the header Host belongs to"),

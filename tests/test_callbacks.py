@@ -727,7 +727,7 @@ def test_promise_08_drop_oldest_keeps_to_the_bound_of_bytes(piece: int) -> None:
         for first in range(1, 101, piece):
             client.send("go")
             received(client, min(first + piece, 101))
-            assert client.mailbox._bytes <= max(3000, piece * 310)
+            assert client.mailbox.bytes <= max(3000, piece * 310)
         recorder.hold.set()
         deadline = time.monotonic() + SOON
         while len(recorder.messages()) + client.stats.messages_dropped < 101:

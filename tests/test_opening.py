@@ -543,6 +543,19 @@ def test_a_head_just_over_the_bound_is_refused() -> None:
                 assert "longer than 65536" in str(refused(server.url))
 
 
+def test_a_head_that_ends_just_over_the_bound_is_refused(certificates: Certificates) -> None:
+    def script(connection: RawConnection) -> None:
+        head = connection.accept_head(connection.read_head()) + b"X: "
+        connection.sock.sendall(head + b"y" * (60000 - len(head)))
+        # One TLS record: the bytes read go from below the bound to a whole head beyond it.
+        connection.sock.sendall(b"y" * 10000 + b"\r\n\r\n")
+        connection.read_to_end()
+
+    with RawServer(script, certificates.server_context()) as server:
+        error = refused(server.url, ssl_context=certificates.client_context())
+        assert "longer than 65536" in str(error)
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -30,7 +30,8 @@ class Reconnect:
     decide. `rng` is for tests: it gives the chance.
 
     The rules: close codes 1001, 1005, 1006 and 1011 to 1014 are retried, and so are failed
-    attempts, except certificate errors, bad URLs and HTTP answers other than 408, 429, 5xx.
+    attempts, except certificate errors, bad URLs, logins that a SOCKS5 proxy refuses, and HTTP
+    answers (of a proxy too) other than 408, 429, 5xx.
     """
 
     delay: float = 1.0
