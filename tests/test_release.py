@@ -28,7 +28,7 @@ from tests.support import (
 
 pytestmark = pytest.mark.unmeasured
 
-QUICK, THOROUGH = 100, 1000
+QUICK, THOROUGH = 45, 1000
 
 
 @pytest.fixture(scope="module")

@@ -320,26 +320,46 @@ class WebSocketClient:
             deadline = None
         if self._weak_delegate is not None and self._weak_delegate() is None:
             raise ReferenceError("the weakly held delegate is gone")
-        while True:
-            session, started = self._join_or_start(timeout, given, wait)
-            if session is None:
-                return
-            if started or not wait or not session.closing:
-                break
-            session = None
-            self._wait_for_end(deadline)
-        if not wait:
-            return
         try:
-            failure = self._wait_open(session, started, deadline)
-        finally:
-            del session
+            failure = self._connect(timeout, given, wait, deadline)
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C, at whatever point
+            self._give_up_connecting()
+            raise
         if failure is not None:
             _rest_at_exit()
             try:
                 raise raisable(failure)
             finally:
                 del failure
+
+    def _connect(
+        self, timeout: Timeout, given: bool, wait: bool, deadline: Timeout
+    ) -> Optional[WebSocketError]:
+        while True:
+            session, started = self._join_or_start(timeout, given, wait)
+            if session is None:
+                return None
+            if started or not wait or not session.closing:
+                break
+            session = None
+            self._wait_for_end(deadline)
+        try:
+            return self._wait_open(session, started, deadline) if wait else None
+        finally:
+            del session
+
+    def _give_up_connecting(self) -> None:
+        """connect() was interrupted: abort what it has begun, and leave alone what others have."""
+        with self._lock:
+            session = self._session
+            if session is None or session.begun_by != threading.get_ident():
+                return
+            if session.thread.ident is None:  # it was not even started
+                self._session = self._life = None
+            elif not session.ever_open:
+                session.request_abort()
 
     def _join_or_start(
         self, timeout: Timeout, given: bool, wait: bool

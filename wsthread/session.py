@@ -106,6 +106,7 @@ class Session:
         self.label = f"client {next(_numbers)}"
         self.thread = JoinableThread(_read, cell, f"wsthread-reader-{self.label[7:]}")
         self.started = threading.Event()  # or could not be
+        self.begun_by = threading.get_ident()  # the thread whose connect() it is
         self.life = Life(self.thread)
 
     def start(self) -> None:
