@@ -81,7 +81,7 @@ def refused(url: str, timeout: float = SOON, **options: Any) -> Any:
         open_now(url, timeout, **options).transport.close()
     except ConnectError as error:
         assert alive() == []
-        return error
+        return error.with_traceback(None)  # its frames lead back to the test's: a cycle
     raise AssertionError("the connection was opened")
 
 
