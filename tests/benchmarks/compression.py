@@ -150,7 +150,7 @@ class Waiter(wsthread.WebSocketDelegate):
 def wsthread_client(url: str, expected: List[str]) -> Any:
     offer = wsthread.Deflate(level=LEVEL, memory_level=MEMORY_LEVEL, threshold=0)
     waiter = Waiter(expected)
-    with wsthread.WebSocketClient(url, waiter, compression=offer) as client:
+    with wsthread.WebSocketClient(url, waiter, compression=offer, proxy=None) as client:
         assert client.extensions == ("permessage-deflate",)
         yield client, waiter
 
