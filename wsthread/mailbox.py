@@ -29,7 +29,7 @@ _SLICE = 64
 class Life:
     """What the threads that meet in one life, from connect() to the end, share about it."""
 
-    __slots__ = ("__weakref__", "forked", "over", "sealed", "silenced", "thread")
+    __slots__ = ("__weakref__", "dropped", "forked", "over", "sealed", "silenced", "thread")
 
     def __init__(self, thread: threading.Thread) -> None:
         self.thread = thread  # the reader
@@ -37,6 +37,8 @@ class Life:
         self.silenced = False
         #: No callback starts any more. The mailbox's lock's, never unset.
         self.sealed = False
+        #: Set by the client's finaliser, never unset: there is nobody to call.
+        self.dropped = False
         #: Whether this is a forked child's copy, never unset.
         self.forked = False
         #: Set when the last callback has run, or never will.
@@ -280,7 +282,8 @@ class Mailbox:
             kind, payload, size, life = self._items.popleft()
             if self.limit.overflow == "drop_oldest" and kind in ("messages", "fragments"):
                 payload, size = self._slice(kind, payload, size, life)
-        client = self._client()
+        # While its finaliser runs, a weak reference still gives the client.
+        client = None if life.dropped else self._client()
         try:
             if kind == "messages" or kind == "fragments":
                 self._run_messages(client, kind, payload, size, life)

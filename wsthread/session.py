@@ -159,6 +159,7 @@ class Session:
 
     def request_drop(self) -> None:
         """The client was dropped. Takes no lock: for finalisers."""
+        self.life.dropped = True
         self.drop_request = True
         self.waker.wake()
 
