@@ -160,7 +160,8 @@ def connect_to(extensions: Optional[str], compression: Any) -> Tuple[bytes, List
         connection.read_to_end()
 
     with RawServer(script) as server, opened(server.url, compression=compression) as client:
-        return heads[0], list(client.extensions)
+        agreed = list(client.extensions)
+    return heads[0], agreed
 
 
 def offered(head: bytes) -> List[str]:
