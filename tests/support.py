@@ -183,6 +183,11 @@ class RawConnection:
         self.sock.sendall(self.accept_head(head) + headers + b"\r\n" + behind)
         return head
 
+    @property
+    def buffered(self) -> bool:
+        """Whether bytes are here that nobody has taken yet."""
+        return bool(self._buffer)
+
     def _more(self) -> None:
         data = self.sock.recv(65536)
         if not data:
