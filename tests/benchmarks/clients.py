@@ -18,6 +18,7 @@ from time import perf_counter
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 from .messages import (
+    BINARY,
     STAMP,
     TEXT,
     Checker,
@@ -31,6 +32,7 @@ from .messages import (
 
 TIMEOUT = 120.0
 DONE = "done"
+RAW_BUFFER = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ class Blocking:
         """What is handed to ``send`` for a message."""
         return message
 
+    def sender(self, peer: Any, kind: str) -> Callable[[Any], Any]:
+        """What sends a message of a kind."""
+        send: Callable[[Any], Any] = peer.send
+        return send
+
     def receive(
         self, server: Server, kind: str, size: int, count: int, tls: bool = False
     ) -> float:
@@ -116,7 +123,7 @@ class Blocking:
         ready = {message: self.prepared(message) for message in block(kind, size)}
         messages = [ready[message] for message in stream(kind, size, count)]
         with self.open(server, server.url("send", kind, size, count)) as peer:
-            send = peer.send
+            send = self.sender(peer, kind)
 
             def work(number: int) -> None:
                 for message in messages[number::threads]:
@@ -225,18 +232,24 @@ class Raw(Blocking):
         return taken
 
 
-RAW_BUFFER = 1 << 18
-
-
 class WebsocketClient(Blocking):
     def __init__(self) -> None:
         self._library = importlib.import_module("websocket")
 
     def open(self, server: Server, url: str) -> Any:
-        options: Dict[str, Any] = {"http_no_proxy": ["127.0.0.1"], "timeout": TIMEOUT}
+        options: Dict[str, Any] = {
+            "http_no_proxy": ["127.0.0.1"],
+            "timeout": TIMEOUT,
+            # What it validates byte by byte in Python it decodes afterwards in any case.
+            "skip_utf8_validation": True,
+        }
         if url.startswith("wss"):
             options["sslopt"] = {"context": server.context()}
         return contextlib.closing(self._library.create_connection(url, **options))
+
+    def sender(self, peer: Any, kind: str) -> Callable[[Any], Any]:
+        send: Callable[[Any], Any] = peer.send_binary if kind == BINARY else peer.send
+        return send
 
 
 class Websockets(Blocking):

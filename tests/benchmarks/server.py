@@ -161,7 +161,7 @@ def converse(sock: socket.socket, context: Optional[ssl.SSLContext], keeper: Kee
             keeper.take(connection)
             return
         SERVICES[service](connection, *arguments)
-    except (EOFError, ConnectionError):
+    except (EOFError, ConnectionError, ssl.SSLError):
         pass  # the client ended first; it knows what it missed
     sock.close()
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
+import types
 from time import perf_counter
 from typing import Any, Iterator, List, Optional
 
 import wsthread
+from wsthread.frames import mask
 
 from .clients import DONE, TIMEOUT, Server, check, in_threads
 from .messages import STAMP, TEXT, Checker, block, expected_verdict, stream
@@ -115,6 +117,9 @@ class Wsthread:
 
     def _dispatcher(self) -> Optional[wsthread.Dispatcher]:
         return None
+
+    def masker(self) -> str:
+        return "integer XOR" if isinstance(mask, types.FunctionType) else "websockets.speedups"
 
     def client(self, server: Server, url: str, delegate: Any, **options: Any) -> Any:
         options.setdefault("dispatcher", self._dispatcher())
