@@ -18,7 +18,7 @@ from tests.lasting import SteadyServer
 from tests.soak import Ledger, chaos, live
 from tests.support import SOON, Certificates, Recorder
 
-pytestmark = [pytest.mark.unmeasured, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.unmeasured, pytest.mark.timeout(180)]
 
 #: Every run is another one; a failure says the seed. WSTHREAD_SEED repeats it, as far as threads
 #: and times allow.
@@ -38,10 +38,7 @@ def check(ledger: Ledger, seconds: float) -> None:
     assert ledger.wrong == [], f"seed {SEED}"
     counts = ledger.counts
     assert counts["accepted"] == counts["sent"] + counts["unsent"]
-    # The chaos was one, and the client lived through it.
-    assert counts["connections"] >= seconds / 4
-    assert counts["reconnects"] >= seconds / 4
-    assert counts["echoed"] >= seconds * 10
+    assert ledger.lively(seconds), f"seed {SEED}: {counts}"
 
 
 @pytest.mark.parametrize(

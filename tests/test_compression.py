@@ -684,7 +684,7 @@ def compressed_cycle(url: str) -> None:
 @pytest.mark.parametrize("takeover", [True, False])
 def test_promise_01_nothing_is_left_of_a_compressed_connection(takeover: bool) -> None:
     with python_server("websockets", takeover) as url:
-        assert_nothing_grows(lambda: compressed_cycle(url), 99)
+        assert_nothing_grows(lambda: compressed_cycle(url), 100)
 
 
 @pytest.mark.thorough
@@ -718,7 +718,7 @@ def test_promise_01_nothing_is_left_of_what_cannot_be_inflated() -> None:
         assert [r() for r in references] == [None, None]
 
     with raw_process(garbage) as url:
-        assert_nothing_grows(cycle, 30)
+        assert_nothing_grows(cycle, 100)
 
 
 @pytest.mark.unmeasured

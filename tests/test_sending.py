@@ -602,9 +602,12 @@ def test_promise_11_keepalive_finds_a_peer_that_stopped_reading() -> None:
         client.send_many([b"x" * 3_000_000] * 3)
         sender = Background(client.send, "waits for room")
         assert client.wait(SOON)
-        assert isinstance(sender.error(), (wsthread.NotConnected, wsthread.QueueFull))
+        unsent = [len(event[1]) for event in recorder.of("unsent")]
+        # What was begun makes room when it is given up: refused, or taken and told as unsent.
+        if unsent != [3_000_000] * 3 + [len("waits for room")]:
+            assert isinstance(sender.error(), (wsthread.NotConnected, wsthread.QueueFull))
+            assert unsent == [3_000_000] * 3
     assert client.close_code == 1006
-    assert [len(event[1]) for event in recorder.of("unsent")] == [3_000_000] * 3
 
 
 def test_promise_11_control_frames_go_at_the_next_boundary_and_only_the_newest_pong() -> None:
