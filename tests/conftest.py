@@ -14,6 +14,8 @@ from typing import Dict, Iterator, List, Set
 import hypothesis
 import pytest
 
+from tests.node_server import ws_package  # noqa: F401 - a fixture for every module
+
 GRACE = 2.0
 THOROUGH_TIMEOUT = 900
 
@@ -29,6 +31,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # tests of Ctrl-C need it as in a terminal.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # The proxies of whoever runs the tests are not for the tests' servers, nor for the
+    # processes that tests start.
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[name]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item]) -> None:

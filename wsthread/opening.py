@@ -8,19 +8,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import ipaddress
+import logging
 import ssl
 from dataclasses import dataclass
 from socket import socket as Socket
 from typing import Any, Optional, Sequence, Tuple
 
-from .errors import ConnectError, ConnectTimeout, HandshakeError, detached
+from .errors import ConnectError, ConnectTimeout, HandshakeError, ProxyError, detached
 from .headers import Extensions, check_value, find, is_token, normalize_headers, parse_extensions
+from .proxy import Proxy, find_proxy, open_tunnel, parse_proxy
 from .tcp import connect_tcp
 from .transport import READ, WRITE, Transport, Waiter
 from .upgrade import REDIRECTS, Accept, Upgraded, UpgradeRequest, upgrade
 from .urls import Target, join_url, parse_url
 
 __all__ = ["OpenOptions", "Opened", "Target", "normalize_headers", "open_connection", "parse_url"]
+
+
+#: Never sees a path, a query, user-info or a header field: any of them may be secret.
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,10 @@ class OpenOptions:
     ssl_context: Optional[ssl.SSLContext] = None
     #: A connected socket, for the first hop only. It belongs to the opening from the call on.
     socket: Optional[Socket] = None
+    #: True: the proxy that the environment names, if any; a URL, or None.
+    proxy: Any = None
+    #: For a proxy that speaks TLS; None: ``ssl.create_default_context()``.
+    proxy_ssl_context: Optional[ssl.SSLContext] = None
     #: The IP address and port (0: any) to connect from.
     local_address: Optional[Tuple[str, int]] = None
     #: Arguments of ``setsockopt``, applied before connecting. TCP_NODELAY is set in any case.
@@ -81,11 +91,19 @@ class OpenOptions:
             raise TypeError("max_redirects is an int")
         if self.max_redirects < 0:
             raise ValueError(f"max_redirects is 0 or more, not {self.max_redirects}")
+        self._check_proxy()
         self._check_socket()
 
+    def _check_proxy(self) -> None:
+        if isinstance(self.proxy, str):
+            object.__setattr__(self, "proxy", parse_proxy(self.proxy))
+        if not (self.proxy is None or self.proxy is True or isinstance(self.proxy, Proxy)):
+            raise TypeError("proxy is True, a URL or None")
+
     def _check_socket(self) -> None:
-        if self.ssl_context is not None and not isinstance(self.ssl_context, ssl.SSLContext):
-            raise TypeError("ssl_context is an ssl.SSLContext")
+        for name in ("ssl_context", "proxy_ssl_context"):
+            if not isinstance(getattr(self, name), (ssl.SSLContext, type(None))):
+                raise TypeError(f"{name} is an ssl.SSLContext")
         if self.socket is not None and (
             not isinstance(self.socket, Socket) or isinstance(self.socket, ssl.SSLSocket)
         ):
@@ -127,6 +145,9 @@ def open_connection(url: str, options: OpenOptions, waiter: Waiter) -> Opened:
     except BaseException as error:
         if options.socket is not None:
             options.socket.close()
+        if isinstance(error, OSError) and not isinstance(error, ConnectError):
+            # Of a place that does not expect one: there is no descriptor left to read a file with.
+            raise ConnectError(f"cannot open the connection: {error}") from detached(error)
         raise detached(error) from error.__cause__
 
 
@@ -147,6 +168,7 @@ def _follow(url: str, options: OpenOptions, waiter: Waiter) -> Opened:
                 raise
             answer = detached(error)
         left -= 1
+        logger.debug("redirected with %d", answer.status)
         target, options = _redirect(target, options, answer, location[0])
         del answer
 
@@ -174,14 +196,19 @@ def _redirect(
 
 def _hop(target: Target, options: OpenOptions, waiter: Waiter) -> Opened:
     """Connect to one target and upgrade."""
+    name = f"{'wss' if target.secure else 'ws'}://{target.authority}"
+    logger.debug("connecting to %s", name)
     transport = _connect(target, options, waiter)
     try:
         if target.secure:
-            _start_tls(transport, target, options.ssl_context or _default_context(), waiter)
+            context = options.ssl_context or _default_context()
+            _start_tls(transport, target.host, context, waiter)
         done = upgrade(transport, _request(target, options), waiter)
     except BaseException:
         transport.close()
         raise
+    tls = transport.tls
+    logger.debug("upgraded: %s, %s", name, "no TLS" if tls is None else tls.version())
     return _opened(transport, done)
 
 
@@ -200,9 +227,10 @@ def _connect(target: Target, options: OpenOptions, waiter: Waiter) -> Transport:
     """Return a transport to the target, without TLS."""
     sock = options.socket
     if sock is None:
-        return Transport(
-            connect_tcp(target.host, target.port, waiter, options.local_address, options.sockopt)
-        )
+        proxy = find_proxy(target, options.proxy, waiter)
+        if proxy is not None:
+            return _connect_by(proxy, target, options, waiter)
+        return _connect_to(target.host, target.port, options, waiter)
     waiter.check()
     if sock.fileno() == -1:
         text = "the socket given is closed: it is good for one connection"
@@ -213,21 +241,52 @@ def _connect(target: Target, options: OpenOptions, waiter: Waiter) -> Transport:
         raise ConnectError(f"the socket given is of no use: {error.strerror}") from detached(error)
 
 
+def _connect_to(host: str, port: int, options: OpenOptions, waiter: Waiter) -> Transport:
+    return Transport(connect_tcp(host, port, waiter, options.local_address, options.sockopt))
+
+
+def _connect_by(proxy: Proxy, target: Target, options: OpenOptions, waiter: Waiter) -> Transport:
+    """Return a transport to the target through a proxy, without TLS to the target."""
+    transport = None
+    try:
+        try:
+            transport = _connect_to(proxy.host, proxy.port, options, waiter)
+            if proxy.scheme == "https":
+                context = options.proxy_ssl_context or _default_context()
+                _start_tls(transport, proxy.host, context, waiter)
+        except ConnectTimeout:
+            raise
+        except ConnectError as error:
+            raise ProxyError(f"{proxy.name}: {error}") from error.__cause__
+        open_tunnel(transport, proxy, target, waiter)
+    except BaseException:
+        if transport is not None:
+            transport.close()
+        raise
+    return transport
+
+
 def _check_str(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise TypeError(f"{name} is a str, not {type(value).__name__}")
 
 
-@functools.cache
+#: Reading the trusted certificates takes a while.
+_create_context = functools.cache(ssl.create_default_context)
+
+
 def _default_context() -> ssl.SSLContext:
-    """The context of everybody who gave none: reading the trusted certificates takes a while."""
-    return ssl.create_default_context()
+    """Return the context of everybody who gave none."""
+    context = _create_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # the default from Python 3.10 on
+    if not context.cert_store_stats()["x509_ca"]:
+        # No file of them could be read, perhaps for want of a descriptor: another time, maybe.
+        _create_context.cache_clear()
+    return context
 
 
-def _start_tls(
-    transport: Transport, target: Target, context: ssl.SSLContext, waiter: Waiter
-) -> None:
-    name = target.host.partition("%")[0].rstrip(".")
+def _start_tls(transport: Transport, host: str, context: ssl.SSLContext, waiter: Waiter) -> None:
+    name = host.partition("%")[0].rstrip(".")
     descriptor = transport.fileno()
     try:
         transport.add_tls(context, name)

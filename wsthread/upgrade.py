@@ -13,18 +13,17 @@ import hashlib
 import io
 import time
 from dataclasses import dataclass
-from typing import Callable, List, NoReturn, Optional, Sequence, Tuple, Union
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import h11
 import websocket
 
 from .errors import ConnectError, HandshakeError, detached
 from .headers import Extensions, Fields, find, parse_extensions
-from .transport import READ, WRITE, Cancelled, Transport, Waiter
+from .http1 import MAX_EVENT, read_head, write
+from .transport import READ, Cancelled, Transport, Waiter
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_MAX_HEAD = 65536  # bytes of response heads, interim responses included
-_MAX_INTERIM = 8  # 1xx responses before the 101
 _MAX_BODY = 4096  # bytes of a refusal's body that are kept
 _MAX_BODY_READ = 65536  # bytes that are read for it, chunk headers included
 _BODY_TIME = 1.0  # seconds
@@ -150,7 +149,7 @@ def _exchange(
     transport: Transport, request: UpgradeRequest, waiter: Waiter, head: bytes
 ) -> Tuple[bytes, Upgraded]:
     """Send the request, take the answer; return it as websocket-client may see it."""
-    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=2 * _MAX_HEAD)
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_EVENT)
     made = _handshake_fields(head)
     key = find(made, "sec-websocket-key")[0]
     fields = [("Host", request.authority), *made, *request.fields]
@@ -165,7 +164,7 @@ def _exchange(
         # Neither the message nor a cause: they quote the value.
         raise ConnectError("the request would not be valid HTTP") from None
     try:
-        _write(transport, data, waiter)
+        write(transport, data, waiter)
         return _read_answer(transport, request, waiter, connection, key)
     except (ConnectError, Cancelled):
         raise
@@ -187,16 +186,6 @@ def _handshake_fields(head: bytes) -> List[Tuple[str, str]]:
     return fields
 
 
-def _write(transport: Transport, data: bytes, waiter: Waiter) -> None:
-    with transport.lock:
-        transport.write(data)
-        done = transport.flush()
-    while not done:
-        waiter.wait({transport.fileno(): WRITE})
-        with transport.lock:
-            done = transport.flush()
-
-
 def _read_answer(
     transport: Transport,
     request: UpgradeRequest,
@@ -204,7 +193,7 @@ def _read_answer(
     connection: h11.Connection,
     key: str,
 ) -> Tuple[bytes, Upgraded]:
-    response = _read_head(transport, waiter, connection)
+    response = read_head(transport, waiter, connection, "the server")
     fields = [
         (name.decode("latin-1"), value.decode("latin-1"))
         for name, value in response.headers.raw_items()
@@ -232,50 +221,6 @@ def _read_answer(
         f"Sec-WebSocket-Accept: {accept}\r\n\r\n"
     )
     return answer.encode("ascii"), upgraded
-
-
-def _read_head(
-    transport: Transport, waiter: Waiter, connection: h11.Connection
-) -> Union[h11.Response, h11.InformationalResponse]:
-    """Return the head of the final response, a 101 counting as one."""
-    received = interim = 0
-    while True:
-        try:
-            event = connection.next_event()
-        except h11.RemoteProtocolError as error:
-            text = f"the answer is no valid HTTP: {str(error)[:200]}"
-            raise HandshakeError(text) from detached(error)
-        if isinstance(event, h11.Response):
-            return event
-        if isinstance(event, h11.InformationalResponse):
-            if event.status_code == 101:
-                if received - len(connection.trailing_data[0]) > _MAX_HEAD:
-                    _head_too_long()
-                return event
-            interim += 1
-            if interim > _MAX_INTERIM:
-                raise HandshakeError(f"more than {_MAX_INTERIM} interim responses", 100)
-            continue
-        if received >= _MAX_HEAD:
-            _head_too_long()
-        data = _receive(transport, waiter)
-        if not data:
-            what = "in the middle of its answer" if received else "without an answer"
-            raise HandshakeError(f"the server closed the connection {what}")
-        received += len(data)
-        connection.receive_data(data)
-
-
-def _head_too_long() -> NoReturn:
-    raise HandshakeError(f"the answer's head is longer than {_MAX_HEAD} bytes")
-
-
-def _receive(transport: Transport, waiter: Waiter) -> bytes:
-    while True:
-        data = transport.receive()
-        if data is not None:
-            return data
-        waiter.wait({transport.fileno(): READ})
 
 
 def _check_switch(fields: Fields, key: str) -> str:

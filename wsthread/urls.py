@@ -65,7 +65,7 @@ def parse_url(url: str) -> Target:
     if "\\" in authority:
         _bad("a backslash in the URL's host")  # some read it as the end of the host
     userinfo, _, host_port = authority.rpartition("@")
-    host, port = _parse_host_port(host_port)
+    host, port = parse_host_port(host_port)
     if not resource.startswith("/"):
         resource = "/" + resource
     try:
@@ -102,7 +102,8 @@ def _basic(userinfo: str) -> str:
     return "Basic " + base64.b64encode(plain).decode("ascii")
 
 
-def _parse_host_port(host_port: str) -> Tuple[str, Optional[int]]:
+def parse_host_port(host_port: str) -> Tuple[str, Optional[int]]:
+    """Parse ``host``, ``host:port`` or ``[address]:port``. Raises ConnectError."""
     found = _HOST_PORT.fullmatch(host_port)
     if found is None:
         _bad("the URL's host and port are malformed")  # unquoted: may be part of a password
