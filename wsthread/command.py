@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from types import FrameType
-from typing import Callable, Iterator, Optional, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Union
 
 from .client import WebSocketClient
-from .errors import ConnectionClosed, ProtocolError, WebSocketError
+from .errors import ConnectError, ConnectionClosed, ProtocolError, WebSocketError
 
 #: Exit statuses. One that a signal ended is this more than the signal's number, as in a shell.
 SIGNALLED = 128
@@ -18,7 +19,7 @@ USAGE = 2
 CLOSED = 3
 LOST = 4
 INCOMPLETE = 5
-BROKEN_PIPE = 141
+BROKEN_PIPE = SIGNALLED + 13
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -37,7 +38,7 @@ def interruptible() -> Iterator[None]:
 
     A signal that is ignored stays so: nohup, and shells for jobs in the background, mean it.
     """
-    previous = {}
+    previous: Dict[int, Any] = {}
 
     def interrupt(number: int, frame: Optional[FrameType]) -> None:
         for other in previous:
@@ -69,7 +70,7 @@ def live(
             try:
                 client.connect()
                 talk()
-            except WebSocketError as error:
+            except ConnectError as error:
                 tell(error)
                 return NOT_OPENED
             finally:
@@ -80,16 +81,33 @@ def live(
 
 
 def _status(client: WebSocketClient) -> int:
-    if client.close_code in (1000, 1005):
-        return OK
-    if client.close_code in (None, 1006) or isinstance(client.error, ProtocolError):
+    if isinstance(client.error, (ConnectError, ProtocolError)) or client.close_code in (None, 1006):
         return LOST
-    return CLOSED
+    return OK if client.close_code in (1000, 1005) else CLOSED
 
 
 def is_announced(error: BaseException) -> bool:
     """Whether an error says no more than the close code and reason that come behind it."""
     return isinstance(error, ConnectionClosed) and error.clean
+
+
+def reserve_standard_descriptors() -> None:
+    """Put something on standard descriptors that are closed, or a socket of ours gets there.
+
+    What is closed reads as ended, and cannot be written to.
+    """
+    while True:
+        descriptor = os.open(os.devnull, os.O_RDONLY)
+        if descriptor > 2:
+            os.close(descriptor)
+            return
+
+
+def tell(text: str) -> None:
+    """Say something to the person: a line on standard error."""
+    line = f"wsthread: {printable(text)}\n".encode()
+    with contextlib.suppress(OSError):  # nobody listens
+        os.write(2, line)  # sys.stderr would keep what it could not write, and fail at the exit
 
 
 def printable(text: str) -> str:
