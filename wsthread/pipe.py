@@ -81,8 +81,8 @@ class Output:
             return ""
         return f"{self._written} of {self._count} messages came"
 
-    def write(self, data: bytes) -> bool:
-        """Write all of `data`; return whether that was possible."""
+    def write(self, data: bytes, counts: bool = False) -> bool:
+        """Write all of `data`; return whether that was possible. Messages count."""
         with self._above_bar() if self._terminal else contextlib.nullcontext():
             left = memoryview(data)
             try:
@@ -90,7 +90,12 @@ class Output:
                     left = left[os.write(1, left) :]
             except OSError as error:
                 self.error = error.with_traceback(None)
-        return self.error is None
+                return False
+            if counts:
+                self._written += 1
+                if self._bar is not None:
+                    self._bar.update()
+        return True
 
     def tell(self, text: str) -> None:
         """Say something to the person, not to the program behind the pipe. Any thread."""
@@ -108,13 +113,6 @@ class Output:
         if self._terminal:
             return as_shown(message).encode() + b"\n"
         return message if isinstance(message, bytes) else message.encode() + b"\n"
-
-    def counted(self) -> bool:
-        """Count a message that was written; return whether it was the last one wanted."""
-        self._written += 1
-        if self._bar is not None:
-            self._bar.update()
-        return self.complete
 
     def __enter__(self) -> Output:
         return self
@@ -157,7 +155,7 @@ class Pipe(WebSocketDelegate):
             self.over.set()
 
     def on_message(self, client: WebSocketClient, message: Message) -> None:
-        if not self._output.write(self.formatted(message)) or self._output.counted():
+        if not self._output.write(self.formatted(message), True) or self._output.complete:
             client.disconnect(wait=False)
         self.last = time.monotonic()
 
