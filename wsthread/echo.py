@@ -38,11 +38,11 @@ def run(host: str, port: int) -> int:
             threading.Event().wait()
     except KeyboardInterrupt:
         pass  # the way it ends
-    closer = threading.Thread(target=server.shutdown, daemon=True)  # may wait for connections
-    closer.start()
     echo.close()
+    closer = threading.Thread(target=server.shutdown, daemon=True)  # waits for what is left
+    closer.start()
     closer.join(_PATIENCE)
-    if any(not thread.daemon for thread in threading.enumerate()[1:]):
+    if closer.is_alive() or echo.serves:
         os._exit(command.OK)  # a client that takes nothing any more does not keep it
     return command.OK
 
@@ -72,6 +72,12 @@ class _Echo:
         finally:
             with self._lock:
                 self._connections.discard(connection)
+
+    @property
+    def serves(self) -> bool:
+        """Whether there are connections."""
+        with self._lock:
+            return bool(self._connections)
 
     def close(self) -> None:
         """Close all connections with 1001, in a bounded time."""
