@@ -80,6 +80,13 @@ def ended(process: Any) -> Any:
     return status, process.stdout.read(), process.stderr.read()
 
 
+def ready(process: Any, connection: RawConnection) -> None:
+    """Wait until it takes lines: what interrupts it before may still interrupt the opening."""
+    process.stdin.write(b"ready\n")
+    process.stdin.flush()
+    assert connection.read_frame() == (1, b"ready")
+
+
 def close(server: Peer, connection: RawConnection, code: int = 1000, reason: str = "") -> None:
     """Close from the server's side, in order."""
     connection.sock.sendall(close_frame(code, reason))
@@ -319,8 +326,7 @@ def test_the_opening_has_a_time() -> None:
 def test_signals_close_in_order(number: signal.Signals) -> None:
     with peer() as server, started(server.url) as process:
         connection = server.accept()
-        connection.sock.sendall(frame(1, b"x"))
-        assert process.stdout.readline() == b"x\n"
+        ready(process, connection)
         process.send_signal(number)
         assert answered_close(server, connection) == (1000, b"")
         assert ended(process) == (128 + number, b"", b"")
@@ -336,8 +342,7 @@ def test_a_signal_while_it_connects() -> None:
 def test_a_second_signal_ends_it_at_once() -> None:
     with peer() as server, started(server.url) as process:
         connection = server.accept()
-        connection.sock.sendall(frame(1, b"x"))
-        assert process.stdout.readline() == b"x\n"
+        ready(process, connection)
         process.send_signal(signal.SIGINT)
         assert connection.read_frame()[0] == 8  # which nobody answers
         process.send_signal(signal.SIGINT)
@@ -348,8 +353,7 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
     ignoring = ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh", *COMMAND]
     with peer() as server, started(server.url, command=ignoring) as process:
         connection = server.accept()
-        connection.sock.sendall(frame(1, b"x"))
-        assert process.stdout.readline() == b"x\n"
+        ready(process, connection)
         process.send_signal(signal.SIGHUP)
         connection.sock.sendall(frame(1, b"still here"))
         assert process.stdout.readline() == b"still here\n"

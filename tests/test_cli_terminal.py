@@ -13,7 +13,7 @@ from typing import Any, Iterator, List
 
 import pytest
 
-from tests.support import SOON, close_frame, echo_server, frame, peer
+from tests.support import SOON, RawConnection, close_frame, echo_server, frame, peer
 from tests.terminal import CTRL_C, CTRL_D, UP, Terminal
 
 COMMAND = [sys.executable, "-W", "error", "-m", "wsthread"]
@@ -40,6 +40,14 @@ def terminal(mode: str, *arguments: str, **options: Any) -> Terminal:
 def see_prompt(screen: Terminal, mode: str = "prompt") -> None:
     """Wait until it is connected, and the prompt, where there is one, is there for keys."""
     screen.see("^[*] connected$" + ("\n>\\Z" if mode == "prompt" else ""))
+
+
+def ready(screen: Terminal, mode: str, connection: RawConnection) -> None:
+    """Wait until it takes lines: what interrupts it before may still interrupt the opening."""
+    see_prompt(screen, mode)
+    if mode != "prompt":
+        screen.type("ready\r")
+        assert connection.read_frame() == (1, b"ready")
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +188,7 @@ def test_ends_when_the_connection_is_lost(mode: str) -> None:
 def test_the_keys_that_end_it(mode: str, key: str, status: int) -> None:
     with peer() as server, terminal(mode, server.url) as screen:
         connection = server.accept()
-        see_prompt(screen, mode)
+        ready(screen, mode, connection)
         screen.type(key)
         assert connection.answer_close() == (1000, b"")
         server.release()
@@ -194,7 +202,7 @@ def test_the_keys_that_end_it(mode: str, key: str, status: int) -> None:
 def test_signals(mode: str, number: signal.Signals) -> None:
     with peer() as server, terminal(mode, server.url) as screen:
         connection = server.accept()
-        see_prompt(screen, mode)
+        ready(screen, mode, connection)
         if mode == "prompt":
             screen.type("half a line")
             screen.see("^> half a line$")
