@@ -145,31 +145,43 @@ def test_a_line_that_is_not_utf8_is_not_sent(url: str) -> None:
 
 
 def test_what_was_not_sent_is_said() -> None:
+    """A line that has begun when the connection breaks."""
+    with peer(receive_buffer=65536) as server, started(server.url) as process:
+        connection = server.accept()
+        process.stdin.write(b"x" * 12_000_000 + b"\n")  # more than the kernel takes
+        process.stdin.close()
+        connection.sock.recv(1)
+        connection.reset()
+        status, output, errors = ended(process)
+        assert (status, output) == (4, b"")
+        assert errors.endswith(b"\nwsthread: not all of the input was sent\n")
+
+
+def test_an_input_that_goes_on_when_the_server_has_closed(tmp_path: Path) -> None:
+    """There is always a next line, whenever the server closes."""
+    lines = tmp_path / "lines"
+    lines.write_bytes(b"more\n" * 1_000_000)
+
     def script(connection: RawConnection) -> None:
         connection.upgrade()
         connection.read_frame()
         connection.sock.sendall(close_frame(1000))
         connection.read_to_end()
 
-    with RawServer(script) as server, started(server.url) as process:
-        process.stdin.write(b"first\n")
-        process.stdin.flush()
-        with contextlib.suppress(BrokenPipeError):  # ends while there is more
-            while True:
-                process.stdin.write(b"more\n" * 10000)
+    with RawServer(script) as server, lines.open() as f, started(server.url, stdin=f) as process:
         assert ended(process) == (5, b"", b"wsthread: not all of the input was sent\n")
 
 
 def test_silence_is_not_the_slowness_of_whom_it_writes_to(url: str) -> None:
     with started("--linger", "0.1", url) as process:
-        process.stdin.write(b"push 100000\n")
+        process.stdin.write(b"push 40000\n")
         process.stdin.close()
         assert process.stdout.readline() == b"0\n"
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(1)  # the pipe is full meanwhile
         status, output, errors = ended_after_reading(process)
         assert (status, errors) == (0, b"")
-        assert [int(line) for line in output.splitlines()] == list(range(1, 100000))
+        assert [int(line) for line in output.splitlines()] == list(range(1, 40000))
 
 
 def ended_after_reading(process: Any) -> Any:
@@ -441,6 +453,7 @@ def test_options_of_the_request() -> None:
         *("--subprotocol", "chat", "--subprotocol", "echo"),
         *("--origin", "https://example.org"),
         *("--auth", "user:pass:word"),
+        "--no-compression",
         headers=b"Sec-WebSocket-Protocol: echo\r\n",
     )
     assert "X-One: 1" in head
@@ -449,12 +462,14 @@ def test_options_of_the_request() -> None:
     assert "Authorization: Basic dXNlcjpwYXNzOndvcmQ=" in head
     offered = next(line for line in head if line.startswith("Sec-WebSocket-Protocol:"))
     assert re.fullmatch("Sec-WebSocket-Protocol: chat, ?echo", offered)
+    assert not any("deflate" in line for line in head)
 
 
-def test_compression_is_offered_unless_told_otherwise() -> None:
-    field = "Sec-WebSocket-Extensions: permessage-deflate"
-    assert any(line.startswith(field) for line in head_for())
-    assert not any("deflate" in line for line in head_for("--no-compression"))
+def test_a_request_without_options() -> None:
+    head = head_for()
+    assert any(line.startswith("Sec-WebSocket-Extensions: permessage-deflate") for line in head)
+    names = {line.split(":")[0].lower() for line in head}
+    assert not names & {"authorization", "origin", "sec-websocket-protocol"}
 
 
 def test_the_subprotocol_is_told() -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections import deque
 from pathlib import Path
-from typing import Any, Callable, Deque, List, Optional, Union
+from typing import Callable, Deque, List, Optional, Union
 
 from . import command
 from .client import WebSocketClient
@@ -192,7 +192,6 @@ class Prompt:
         self._lines: Deque[str] = deque()
         self._over = False
         self._loop: Optional[asyncio.AbstractEventLoop] = None
-        self._showing: Any = None  # the loop's: the task that shows, so that it lives
 
         def accept(buffer: Buffer) -> bool:
             self._typed.put(buffer.text)
@@ -214,9 +213,13 @@ class Prompt:
                 self._loop.call_soon_threadsafe(self._show_lines)
 
     def _show_lines(self) -> None:
-        from prompt_toolkit.application import run_in_terminal  # noqa: PLC0415
-
-        self._showing = run_in_terminal(self._print_lines)
+        # Not run_in_terminal: it lets the terminal echo what is typed meanwhile.
+        application = self._session.app
+        if application.is_running and not application.is_done:
+            application.renderer.erase()
+            self._print_lines()
+            application.renderer.request_absolute_cursor_position()
+            application.invalidate()
 
     def _print_lines(self) -> None:
         with self._changed:

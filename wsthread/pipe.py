@@ -23,6 +23,8 @@ from .state import ConnectionState
 LINGER = 1.0
 #: Seconds between two looks at what cannot be waited for.
 _PAUSE = 0.05
+#: Seconds that the input has at the end to say that there was more of it.
+_GRACE = 0.2
 
 
 def run(
@@ -51,6 +53,8 @@ def run(
             return command.BROKEN_PIPE
         command.tell(f"cannot write: {output.error.strerror}")
         return command.INCOMPLETE
+    if status == command.OK and not output.complete:
+        source.join(_GRACE)  # it may be about to find that a line cannot be sent any more
     left = [output.missing] if status != command.NOT_OPENED else []
     if pipe.unsent and not output.complete:
         left.append("not all of the input was sent")
