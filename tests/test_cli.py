@@ -334,6 +334,7 @@ def test_the_opening_has_a_time() -> None:
     assert b"in time" in done.stderr or b"0.3" in done.stderr
 
 
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_close_in_order(number: signal.Signals) -> None:
     with peer() as server, started(server.url) as process:

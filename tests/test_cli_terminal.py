@@ -190,6 +190,7 @@ def test_the_keys_that_end_it(mode: str, key: str, status: int) -> None:
         assert screen.restored
 
 
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize(
     "mode, number",
     [
