@@ -14,6 +14,8 @@ from typing import Dict, Iterator, List, Set
 import hypothesis
 import pytest
 
+from tests.node_server import ws_package  # noqa: F401 - a fixture for every module
+
 GRACE = 2.0
 THOROUGH_TIMEOUT = 900
 

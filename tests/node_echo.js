@@ -1,4 +1,5 @@
-// A WebSocket server on Node: `node node_echo.js WS`, WS being the directory of the package ws.
+// A WebSocket server on Node: `node node_echo.js WS [DEFLATE]`, WS being the directory of the
+// package ws, DEFLATE its option perMessageDeflate as JSON (default: no compression).
 // It prints its port and lives until its input ends. It echoes; `push N` makes it send the
 // numbers below N, `close CODE REASON` close, `head NAME` send a field of the request's head,
 // `closed` the code and reason the connection before was closed with.
@@ -22,7 +23,12 @@ function answer(socket, request, text) {
   }
 }
 
-const server = new WebSocketServer({ host: "127.0.0.1", port: 0, maxPayload: 64 * 1024 * 1024 });
+const server = new WebSocketServer({
+  host: "127.0.0.1",
+  port: 0,
+  maxPayload: 64 * 1024 * 1024,
+  perMessageDeflate: JSON.parse(process.argv[3] || "false"),
+});
 server.on("listening", () => console.log(server.address().port));
 server.on("connection", (socket, request) => {
   socket.on("message", (data, binary) => {

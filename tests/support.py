@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import multiprocessing
+import queue
 import socket
 import ssl
 import struct
@@ -156,6 +157,7 @@ class RawConnection:
         self.sock.settimeout(SOON)
         self._buffer = b""
         self.head = b""  # the request, once it was read
+        self.rsv1 = False  # whether the frame read last is compressed (RFC 7692)
 
     def read_head(self) -> bytes:
         while b"\r\n\r\n" not in self._buffer:
@@ -197,6 +199,7 @@ class RawConnection:
         """The next frame of the client as opcode and unmasked payload."""
         first, second = self._exactly(2)
         assert second & 0x80, "a client's frame is masked"
+        self.rsv1 = bool(first & 0x40)
         length = second & 0x7F
         if length == 126:
             (length,) = struct.unpack("!H", self._exactly(2))
@@ -366,3 +369,132 @@ class Recorder(wsthread.WebSocketDelegate):
                 if left <= 0:
                     raise TimeoutError(f"{count} x {name} not in {self.events}")
                 self.changed.wait(left)
+
+
+class Peer:
+    """A raw server whose connections the test drives itself, on its own thread."""
+
+    def __init__(self, upgrade: bool = True, **options: Any) -> None:
+        self._upgrade = upgrade
+        self._waiting: queue.Queue[RawConnection] = queue.Queue()
+        self._released = threading.Event()
+        self._lock = threading.Lock()
+        self.server = RawServer(self._script, **options)
+        self.url = self.server.url
+
+    def _script(self, connection: RawConnection) -> None:
+        if self._upgrade:
+            connection.upgrade()
+        else:
+            connection.read_head()
+        self._waiting.put(connection)
+        assert self._released.wait(SOON * 3)
+        self._released.clear()
+
+    def accept(self) -> RawConnection:
+        """The next connection; it stays open until `release`."""
+        return self._waiting.get(timeout=SOON)
+
+    def release(self) -> None:
+        self._released.set()
+
+
+@contextlib.contextmanager
+def peer(**options: Any) -> Iterator[Peer]:
+    peer = Peer(**options)
+    try:
+        yield peer
+    finally:
+        peer.release()
+        peer.server.close()
+
+
+@contextlib.contextmanager
+def opened(url: str, delegate: Any = None, **options: Any) -> Iterator[wsthread.WebSocketClient]:
+    client = make(url, delegate, **options)
+    try:
+        client.connect()
+        yield client
+    finally:
+        client.abort()
+
+
+def make(url: str, delegate: Any = None, **options: Any) -> wsthread.WebSocketClient:
+    certificates = options.pop("certificates", None)
+    if certificates is not None and url.startswith("wss"):
+        options["ssl_context"] = certificates.client_context()
+    options.setdefault("reconnect", False)
+    return wsthread.WebSocketClient(url, delegate, **options)
+
+
+def narrow(client: wsthread.WebSocketClient, size: int = 8192) -> None:
+    """Have the kernel take little, so that a peer that does not read is felt soon."""
+    session: Any = client._session
+    sock = session._connection.transport.sock
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+
+
+def eventually(condition: Callable[[], bool], timeout: float = SOON) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.002)
+
+
+class Background(threading.Thread):
+    """Runs a function; `result` gives back what it returned or raised."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        super().__init__(daemon=True)
+        self._function, self._args = function, args
+        self._error: Optional[BaseException] = None
+        self._value: Any = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._value = self._function(*self._args)
+        except BaseException as error:
+            self._error = error
+
+    def result(self, timeout: float = SOON) -> Any:
+        self.join(timeout)
+        assert not self.is_alive(), "hangs"
+        if self._error is not None:
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error
+        return self._value
+
+    def error(self, timeout: float = SOON) -> BaseException:
+        self.join(timeout)
+        assert not self.is_alive(), "hangs"
+        assert self._error is not None, "nothing was raised"
+        return self._error
+
+
+@contextlib.contextmanager
+def black_hole() -> Iterator[Tuple[str, int]]:
+    """An address on the loopback that takes a SYN and never answers it: its backlog is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        address = listener.getsockname()
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(address)
+        yield address
+
+
+def quickest(attempt: Callable[[], float], bound: float, attempts: int = 4) -> None:
+    """Check a bound in seconds: the fastest of some attempts keeps it, whatever else runs here."""
+    took = []
+    for _ in range(attempts):
+        took.append(attempt())
+        if took[-1] <= bound:
+            return
+    raise AssertionError(f"took {took} s; the bound is {bound} s")

@@ -26,6 +26,7 @@ def result(case: str, behavior: str = "OK", close: str = "OK") -> judge.Result:
         (["7-7", "10"], ["7.*", "10.*"]),
         (["12.1.*", "5.3,6.4.1"], ["12.1.*", "5.3", "6.4.1"]),
         (["all"], ["*"]),
+        (["10,spread"], ["10.*", *judge.SPREAD]),
     ],
 )
 def test_selection(selection, patterns):
@@ -118,6 +119,21 @@ def test_reports_side_by_side(tmp_path, capsys):
         ["all", "2/2", "0/1 (1 NON-STRICT)"],
     ]
     assert "a 1: CPython 3, s==1, 2000-01-02" in printed
+
+
+def test_the_page_has_the_table_of_the_kept_reports():
+    text = table.PAGE.read_text(encoding="utf-8")
+    assert table.page(text) == text, "run python -m tests.conformance.table --page"
+    assert table.BEGIN in text and table.END in text
+
+
+def test_the_kept_reports_are_of_full_runs_and_wsthread_passes():
+    reports = table.kept()
+    for report in reports:
+        assert report["selection"] == ["*"]
+        assert sum(sum(counts.values()) for counts in report["groups"].values()) == 517
+    for counts in reports[0]["groups"].values():
+        assert {verdict for verdict, n in counts.items() if n} <= {"OK", "INFORMATIONAL"}
 
 
 def no_python27(tmp_path: Path) -> dict:

@@ -562,7 +562,7 @@ def test_promise_07_keyboard_interrupt_while_pumping_loses_nothing(url: str, whe
     assert client.disconnect()
     assert client.stats.messages_dropped == 0
     assert recorder.states()[-1] == "DISCONNECTED"
-    assert client.mailbox._messages == client.mailbox._bytes == 0
+    assert client.mailbox.messages == client.mailbox.bytes == 0
 
 
 def test_pump_close_ends_the_callbacks_quietly(url: str) -> None:
@@ -888,3 +888,36 @@ def test_a_thread_that_cannot_start_ends_the_life(
     client.connect()
     assert client.disconnect()
     assert recorder.states()[-4:] == ["CONNECTING", "CONNECTED", "CLOSING", "DISCONNECTED"]
+
+
+def test_pump_inside_a_job_of_the_pump() -> None:
+    dispatcher = wsthread.PumpDispatcher()
+    counts: List[int] = []
+    dispatcher.schedule(lambda: counts.append(dispatcher.run_pending()))
+    dispatcher.schedule(lambda: counts.append(-1))
+    assert dispatcher.run_pending() == 1
+    assert counts == [-1, 1]
+    dispatcher.close()
+
+
+def test_messages_that_wait_when_the_delegate_goes_are_counted(url: str) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def block(client: Any, message: Any) -> None:
+        entered.set()
+        assert go_on.wait(SOON)
+
+    delegate = wsthread.CallbackDelegate(on_message=block)
+    client = quick(url, delegate)
+    client.connect()
+    client.send("push 10")
+    assert entered.wait(SOON)
+    deadline = time.monotonic() + SOON
+    while client.stats.messages_received < 10 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    client.set_delegate(None)
+    go_on.set()
+    while client.stats.messages_dropped < 9 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert client.stats.messages_dropped == 9
+    assert client.disconnect()

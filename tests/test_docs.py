@@ -125,7 +125,13 @@ def python_blocks(path: Path) -> List[str]:
     return [re.sub(r"^   ", "", block, flags=re.MULTILINE) for block in found]
 
 
-PAGES = ["README.md", "docs/index.rst", "docs/quickstart.rst"]
+PAGES = [
+    "README.md",
+    "docs/index.rst",
+    "docs/quickstart.rst",
+    "docs/compression.rst",
+    "docs/faults.rst",
+]
 
 
 @pytest.mark.parametrize("name", PAGES)

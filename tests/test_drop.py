@@ -112,6 +112,36 @@ def test_promise_03_open() -> None:
     assert delegate.of("close", "error") == []  # there was nobody to be told of
 
 
+class SlowlyFinalised(wsthread.WebSocketClient):
+    """Its finaliser, which shows it, ends after its life."""
+
+    over: Optional[threading.Event] = None
+
+    def __repr__(self) -> str:
+        if self.over is not None:
+            assert self.over.wait(SOON)
+        return super().__repr__()
+
+
+def test_promise_03_no_callback_finds_a_client_that_is_being_finalised() -> None:
+    peer = Peer()
+    delegate = Recorder()
+    with RawServer(peer.script) as server:
+        client = SlowlyFinalised(server.url, delegate)
+        client.connect()
+        references = [*inside(client), weakref.ref(client)]
+        delegate.wait_for("open")
+        mailbox = client.mailbox
+        until(lambda: mailbox._running is None and not mailbox._items)  # nor holds the client
+        assert client._session is not None
+        client.over = client._session.life.over
+        with warned():
+            del client
+            assert peer.code() == 1001
+            wait_gone(references)
+    assert delegate.of("close", "error") == []
+
+
 def test_promise_03_connecting() -> None:
     with RawServer(mute) as server:
         client = wsthread.WebSocketClient(server.url)

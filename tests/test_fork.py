@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from typing import Any, Callable, Optional
@@ -118,3 +121,61 @@ def hold(locks: Any, held: threading.Event, done: threading.Event) -> None:
             stack.enter_context(lock)
         held.set()
         done.wait(SOON * 3)
+
+
+@pytest.mark.parametrize("kind", ["default", "inline", "shared", "pump"])
+def test_promise_17_fork_in_a_callback_that_returns_in_the_child(kind: str) -> None:
+    """What goes on in the child is a copy of the thread that ran the callback; it ends quietly."""
+    script = textwrap.dedent(CALLBACK_THAT_FORKS)
+    with echo_server() as url:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", script, url, kind],
+            capture_output=True,
+            text=True,
+            timeout=4 * SOON,
+        )
+    assert (done.stdout, done.stderr, done.returncode) == (CHILD_AND_PARENT, "", 0)
+
+
+CHILD_AND_PARENT = "closed in the parent\nchild 0 ['fork', 'after'] True\n"
+CALLBACK_THAT_FORKS = """
+    import os, sys, time
+    import wsthread
+
+    url, kind = sys.argv[1:]
+    dispatcher = {
+        "default": lambda: None,
+        "inline": wsthread.InlineDispatcher,
+        "shared": wsthread.ThreadDispatcher,
+        "pump": wsthread.PumpDispatcher,
+    }[kind]()
+    parent, child, seen = os.getpid(), None, []
+
+    def on_message(client, message):
+        global child
+        if message == "fork":
+            child = os.fork()
+        seen.append(message)
+
+    def on_close(client, code, reason):
+        print("closed in the", "parent" if os.getpid() == parent else "child", flush=True)
+
+    def until(count):
+        deadline = time.monotonic() + 10
+        while len(seen) < count and time.monotonic() < deadline:
+            if kind == "pump":
+                dispatcher.run_pending()
+            time.sleep(0.005)
+
+    delegate = wsthread.CallbackDelegate(on_message=on_message, on_close=on_close)
+    client = wsthread.WebSocketClient(url, delegate, dispatcher=dispatcher, reconnect=False)
+    client.connect()
+    client.send("fork")
+    until(1)
+    if child == 0:  # where the main thread pumps; elsewhere the child ends with the callback's
+        os._exit(int(not client.disconnect()))
+    status = os.waitpid(child, 0)[1]
+    client.send("after")
+    until(2)
+    print("child", status, seen, client.disconnect(), flush=True)
+"""

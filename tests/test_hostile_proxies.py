@@ -588,8 +588,8 @@ def hanging(
 def test_the_deadline(scheme: str, phase: str, certificates: Certificates) -> None:
     with hanging(scheme, phase, threading.Event(), certificates) as (url, options):
         started = time.monotonic()
-        error = refused(url, 0.25, **options)
-        assert 0.2 < time.monotonic() - started < 5
+        error = refused(url, 0.15, **options)
+        assert 0.1 < time.monotonic() - started < 5
         assert isinstance(error, ConnectTimeout)
         assert retried(error, None)
         assert_no_secret(error)
@@ -622,6 +622,6 @@ def test_a_drip(scheme: str, certificates: Certificates) -> None:
         connection.read_to_end()
 
     started = time.monotonic()
-    error = refused_by(scheme, script, certificates, timeout=0.3)
-    assert 0.25 < time.monotonic() - started < 5
+    error = refused_by(scheme, script, certificates, timeout=0.2)
+    assert 0.15 < time.monotonic() - started < 5
     assert isinstance(error, ConnectTimeout)

@@ -28,7 +28,7 @@ from tests.support import (
 
 pytestmark = pytest.mark.unmeasured
 
-QUICK, THOROUGH = 100, 1000
+QUICK, THOROUGH = 24, 1000
 
 
 @pytest.fixture(scope="module")
@@ -159,13 +159,13 @@ def assert_nothing_grows(run: Callable[[], Any], cycles: int) -> None:
     # The interpreter's own tables and free lists settle at some size, sooner or later. What a
     # cycle keeps is kept in every third of them: its smallest object would be 32 bytes.
     enough = 4096 + 8 * (cycles // 3)
-    for _ in range(20):  # imports, caches, free lists
+    for _ in range(12):  # imports, caches, free lists
         run()
     gc.collect()
     gc.disable()
     tracemalloc.start()
     try:
-        for _ in range(20):
+        for _ in range(8):
             run()
         growth: List[int] = []
         before = counts()

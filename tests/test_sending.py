@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import signal
 import socket
 import struct
@@ -20,13 +19,20 @@ import pytest
 import wsthread
 from tests.support import (
     SOON,
+    Background,
     Certificates,
+    Peer,
     RawConnection,
     RawServer,
     Recorder,
     close_frame,
     echo_server,
+    eventually,
     frame,
+    make,
+    narrow,
+    opened,
+    peer,
 )
 from wsthread import QueueLimit, Reconnect, outbox, tls, transport
 
@@ -44,110 +50,6 @@ def echo_urls(certificates: Certificates, tmp_path_factory: Any) -> Iterator[Dic
     pem = certificates.write(tmp_path_factory.mktemp("tls"))
     with echo_server() as plain, echo_server(pem) as tls:
         yield {"plain": plain, "tls": tls}
-
-
-class Peer:
-    """A raw server whose connections the test drives itself, on its own thread."""
-
-    def __init__(self, upgrade: bool = True, **options: Any) -> None:
-        self._upgrade = upgrade
-        self._waiting: queue.Queue[RawConnection] = queue.Queue()
-        self._released = threading.Event()
-        self._lock = threading.Lock()
-        self.server = RawServer(self._script, **options)
-        self.url = self.server.url
-
-    def _script(self, connection: RawConnection) -> None:
-        if self._upgrade:
-            connection.upgrade()
-        else:
-            connection.read_head()
-        self._waiting.put(connection)
-        assert self._released.wait(SOON * 3)
-        self._released.clear()
-
-    def accept(self) -> RawConnection:
-        """The next connection; it stays open until `release`."""
-        return self._waiting.get(timeout=SOON)
-
-    def release(self) -> None:
-        self._released.set()
-
-
-@contextlib.contextmanager
-def peer(**options: Any) -> Iterator[Peer]:
-    peer = Peer(**options)
-    try:
-        yield peer
-    finally:
-        peer.release()
-        peer.server.close()
-
-
-@contextlib.contextmanager
-def opened(url: str, delegate: Any = None, **options: Any) -> Iterator[wsthread.WebSocketClient]:
-    client = make(url, delegate, **options)
-    try:
-        client.connect()
-        yield client
-    finally:
-        client.abort()
-
-
-def make(url: str, delegate: Any = None, **options: Any) -> wsthread.WebSocketClient:
-    certificates = options.pop("certificates", None)
-    if certificates is not None and url.startswith("wss"):
-        options["ssl_context"] = certificates.client_context()
-    options.setdefault("reconnect", False)
-    return wsthread.WebSocketClient(url, delegate, **options)
-
-
-def narrow(client: wsthread.WebSocketClient, size: int = 8192) -> None:
-    """Have the kernel take little, so that a peer that does not read is felt soon."""
-    session: Any = client._session
-    sock = session._connection.transport.sock
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
-
-
-def eventually(condition: Callable[[], bool], timeout: float = SOON) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.002)
-
-
-class Background(threading.Thread):
-    """Runs a function; `result` gives back what it returned or raised."""
-
-    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
-        super().__init__(daemon=True)
-        self._function, self._args = function, args
-        self._error: Optional[BaseException] = None
-        self._value: Any = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._value = self._function(*self._args)
-        except BaseException as error:
-            self._error = error
-
-    def result(self, timeout: float = SOON) -> Any:
-        self.join(timeout)
-        assert not self.is_alive(), "hangs"
-        if self._error is not None:
-            error, self._error = self._error, None
-            try:
-                raise error
-            finally:
-                del error
-        return self._value
-
-    def error(self, timeout: float = SOON) -> BaseException:
-        self.join(timeout)
-        assert not self.is_alive(), "hangs"
-        assert self._error is not None, "nothing was raised"
-        return self._error
 
 
 @contextlib.contextmanager

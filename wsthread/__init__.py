@@ -1,5 +1,7 @@
 """Threaded, callback-based WebSocket client for programs that are not async."""
 
+import logging
+
 from . import shutdown
 from ._version import __version__
 from .client import WebSocketClient
@@ -33,6 +35,7 @@ from .state import ConnectionState
 from .stats import ClientStats
 
 shutdown.install()
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless the program asks
 
 __all__ = [
     "CallbackDelegate",

@@ -30,7 +30,7 @@ from ._version import __version__
 from .deflate import Deflate, make_offers, negotiate
 from .delegate import Message, overridden, warn_of_typos
 from .dispatch import Dispatcher, OwnThreadDispatcher
-from .errors import ConnectTimeout, NotConnected, WebSocketError, raisable
+from .errors import ConnectError, ConnectTimeout, NotConnected, WebSocketError, detached, raisable
 from .frames import OP_BINARY, OP_TEXT, check_close
 from .known import Known, Settings, check_seconds
 from .limits import QueueLimit
@@ -109,6 +109,10 @@ class WebSocketClient:
     Raises TypeError or ValueError for arguments that cannot be right.
     """
 
+    # The lock's, and read without it. Here, because __del__ looks at it also where __init__
+    # was not even entered.
+    _session: Optional[Session] = None
+
     def __init__(
         self,
         url: Union[str, Callable[[], str]],
@@ -140,7 +144,7 @@ class WebSocketClient:
         send_queue: QueueLimit = QueueLimit(),  # noqa: B008 - immutable
         receive_queue: QueueLimit = QueueLimit(),  # noqa: B008
     ) -> None:
-        self._session: Optional[Session] = None  # first: __del__ looks at it
+        self._session = None
         if not isinstance(url, str) and not callable(url):
             raise TypeError(f"url is a str or callable, not {type(url).__name__}")
         if isinstance(reconnect, bool):
@@ -173,7 +177,7 @@ class WebSocketClient:
             headers=headers,
             options=OpenOptions(
                 headers=() if headers is None or callable(headers) else normalize_headers(headers),
-                subprotocols=tuple(subprotocols),
+                subprotocols=subprotocols,
                 origin=origin,
                 host=host,
                 user_agent=user_agent,
@@ -182,7 +186,7 @@ class WebSocketClient:
                 proxy_ssl_context=proxy_ssl_context,
                 socket=socket,
                 local_address=local_address,
-                sockopt=tuple(sockopt),
+                sockopt=sockopt,
                 max_redirects=max_redirects,
                 offer=", ".join(offer.offer() for offer in offers) or None,
                 accept=functools.partial(negotiate, offers) if offers else None,
@@ -190,17 +194,17 @@ class WebSocketClient:
         )
         self._known = Known()
         # What is sent before the first life; the first session takes it over. The lock's.
-        self._outbox: Optional[Outbox] = Outbox(send_queue)
+        self._outbox: Optional[Outbox] = Outbox(send_queue, self._known.stats)
         #: The names of the callbacks the delegate has; the session asks for it.
         self.overridden: FrozenSet[str] = frozenset()
         self._delegate: Optional[object] = None
         self._weak_delegate: Optional[weakref.ref[object]] = None
         #: This client's events; the session puts them in.
         self.mailbox = Mailbox(
-            weakref.ref(self), dispatcher or OwnThreadDispatcher(), receive_queue, self._known.drop
+            weakref.ref(self), dispatcher or OwnThreadDispatcher(), receive_queue, self._known.stats
         )
         self._lock = threading.RLock()  # a life that fails to start ends within connect()
-        # The lock's; `_session` and `_life` are read without it where no lock may be taken.
+        # The lock's; like `_session` read without it where no lock may be taken.
         self._life: Optional[Life] = None
         self._set_delegate(delegate, weak_delegate, stacklevel=2)
         clients[id(self)] = weakref.ref(self, functools.partial(_forget, id(self)))
@@ -229,16 +233,28 @@ class WebSocketClient:
 
     @property
     def stats(self) -> ClientStats:
-        """A snapshot of the client's counts."""
-        return dataclasses.replace(self._known.stats)
+        """A snapshot of the client's counts, and of what is known now. Cheap; takes no lock."""
+        known, mailbox, outbox = self._known, self.mailbox, self._current_outbox()
+        opened_at = known.opened_at
+        return dataclasses.replace(
+            known.stats,
+            send_queue_messages=0 if outbox is None else outbox.pending,
+            send_queue_bytes=0 if outbox is None else outbox.bytes,
+            receive_queue_messages=mailbox.messages,
+            receive_queue_bytes=mailbox.bytes,
+            uptime=None if opened_at is None else time.monotonic() - opened_at,
+            latency=known.latency,
+        )
 
     @property
     def pending(self) -> int:
         """How many accepted messages are not yet with the kernel."""
-        session, outbox = self._session, self._outbox
-        if session is not None:
-            outbox = session.outbox
+        outbox = self._current_outbox()
         return 0 if outbox is None else outbox.pending
+
+    def _current_outbox(self) -> Optional[Outbox]:
+        session, outbox = self._session, self._outbox
+        return outbox if session is None else session.outbox
 
     @property
     def latency(self) -> Optional[float]:
@@ -304,26 +320,46 @@ class WebSocketClient:
             deadline = None
         if self._weak_delegate is not None and self._weak_delegate() is None:
             raise ReferenceError("the weakly held delegate is gone")
-        while True:
-            session, started = self._join_or_start(timeout, given, wait)
-            if session is None:
-                return
-            if started or not session.closing:
-                break
-            session = None
-            self._wait_for_end(deadline)
-        if not wait:
-            return
         try:
-            failure = self._wait_open(session, started, deadline)
-        finally:
-            del session
+            failure = self._connect(timeout, given, wait, deadline)
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C, at whatever point
+            self._give_up_connecting()
+            raise
         if failure is not None:
             _rest_at_exit()
             try:
                 raise raisable(failure)
             finally:
                 del failure
+
+    def _connect(
+        self, timeout: Timeout, given: bool, wait: bool, deadline: Timeout
+    ) -> Optional[WebSocketError]:
+        while True:
+            session, started = self._join_or_start(timeout, given, wait)
+            if session is None:
+                return None
+            if started or not wait or not session.closing:
+                break
+            session = None
+            self._wait_for_end(deadline)
+        try:
+            return self._wait_open(session, started, deadline) if wait else None
+        finally:
+            del session
+
+    def _give_up_connecting(self) -> None:
+        """connect() was interrupted: abort what it has begun, and leave alone what others have."""
+        with self._lock:
+            session = self._session
+            if session is None or session.begun_by != threading.get_ident():
+                return
+            if session.thread.ident is None:  # it was not even started
+                self._session = self._life = None
+            elif not session.ever_open:
+                session.request_abort()
 
     def _join_or_start(
         self, timeout: Timeout, given: bool, wait: bool
@@ -339,8 +375,12 @@ class WebSocketClient:
                 if wait and session.thread is threading.current_thread():
                     raise RuntimeError("connect() in a callback would wait for its own thread")
                 return session, False
-            outbox = self._outbox or Outbox(self._settings.send_queue)
-            session = Session(self, self._settings, self._known, outbox)
+            outbox = self._outbox or Outbox(self._settings.send_queue, self._known.stats)
+            try:
+                session = Session(self, self._settings, self._known, outbox)
+            except OSError as error:  # no descriptors left
+                text = f"no connection can be begun: {error.strerror or error}"
+                raise ConnectError(text) from detached(error)
             if given:
                 session.connect_timeout = timeout
             if given and self.reconnect is not None and self.reconnect.first:
@@ -353,7 +393,7 @@ class WebSocketClient:
             try:
                 session.start()
             except BaseException as error:
-                self._session = session = None
+                session = None  # ended already, or about to end
                 traceback.clear_frames(error.__traceback__)
                 raise
             return session, True
@@ -489,7 +529,7 @@ class WebSocketClient:
         pumps the dispatcher the callbacks run here. Raises RuntimeError in a callback of this
         client.
         """
-        check_seconds("timeout", timeout)
+        timeout = check_seconds("timeout", timeout)
         if self.mailbox.runs_here():
             raise RuntimeError("wait() in a callback would wait for its own thread")
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -639,7 +679,7 @@ def _rest_at_exit() -> None:
 
 def _entry(message: object) -> Entry:
     if isinstance(message, str):
-        return Entry(OP_TEXT, message.encode(), message)
+        return Entry(OP_TEXT, str.encode(message), message)
     if isinstance(message, (bytes, bytearray, memoryview)):
         payload = bytes(message)  # a copy only where it can change
         return Entry(OP_BINARY, payload, payload)

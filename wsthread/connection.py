@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, List, Optional, Tuple
 
 from .deflate import Agreement
 from .errors import CloseCode, ConnectionClosed, WebSocketError, describe_close, detached
-from .frames import Close, FrameParser, Ping, Pong, encode_close
+from .frames import Close, FrameParser, Ping, Pong, describe_item, encode_close
 from .keepalive import Keepalive
 from .mailbox import Gate
 from .outbox import Entry
@@ -21,7 +21,8 @@ from .writer import FrameWriter
 if TYPE_CHECKING:
     from .session import Session
 
-logger = logging.getLogger("wsthread")
+logger = logging.getLogger(__name__)
+frame_logger = logging.getLogger("wsthread.frames")
 
 #: How long what came before a protocol error may be answered by callbacks.
 _LAST_WORDS = 0.2
@@ -51,7 +52,9 @@ class Connection:
             inflater=None if agreement is None else agreement.inflater(),
         )
         deflater = None if agreement is None else agreement.deflater()
-        self.writer = FrameWriter(session.outbox, transport, deflater, session.written)
+        self.writer = FrameWriter(
+            session.outbox, transport, deflater, session.written, session.known.stats, session.label
+        )
         self.opened_at = time.monotonic()
         self.keepalive = Keepalive(settings.ping_interval, settings.ping_timeout, self.opened_at)
         self.gate: Optional[Gate] = None
@@ -81,7 +84,6 @@ class Connection:
             self._deliver_rest()
         transport = self.transport
         transport.close(reset=transport.stalled or self._session.abort_request)
-        self._session.known.stats.bytes_sent += transport.written
         self.error = self.error or self._broken_by
         code, reason = self._close_code()
         closed = ConnectionClosed(f"not sent: {describe_close(code, reason)}", code, reason)
@@ -106,7 +108,10 @@ class Connection:
         gate = self.gate
         if gate is not None and (gate.lifted or now >= self.gate_deadline):
             if not gate.lifted:
-                logger.warning("on_open has not returned in time; the send queue goes on")
+                logger.warning(
+                    "%s: on_open has not returned in time; the send queue goes on",
+                    self._session.label,
+                )
             self.gate = None
             self.gate_deadline = math.inf
             self._session.outbox.lift()
@@ -117,24 +122,31 @@ class Connection:
         ):
             self._fail(self._broken_by)
             self._broken_by, self._fail_at = None, math.inf
-        keepalive = self.keepalive
-        if now >= keepalive.deadline() and not self.over:
-            if keepalive.dead(now):
-                self._fail(ConnectionClosed("the peer does not answer pings"))
-                self.over = True
-            elif keepalive.ping_due(now):
-                self._session.outbox.keepalive_ping(os.urandom(8))
+        if now >= self.keepalive.deadline() and not self.over:
+            self._keep_alive(now)
         if not self.over or self._session.drop_request:
             self._write(now)
+        if self.transport.ended and not self.paused and not self.over:
+            self.read()  # the end came with the last bytes: no wait would tell of it
         if self.over:
             return
-        if self.transport.ended and not self.paused:
-            self.read()  # the descriptor need not become readable for that
         closed = self.close_received is not None and self.writer.close_sent()
         if closed:
             self.close_deadline = min(self.close_deadline, now + _LINGER)
         if now >= self.close_deadline:
             self.over = True
+
+    def _keep_alive(self, now: float) -> None:
+        keepalive = self.keepalive
+        if keepalive.dead(now):
+            self.read()  # the answer may have come while this thread was held up
+        if self.over:
+            return
+        if keepalive.dead(now):
+            self._fail(ConnectionClosed("the peer does not answer pings"))
+            self.over = True
+        elif keepalive.ping_due(now):
+            self._session.outbox.keepalive_ping(os.urandom(8))
 
     def _attend_requests(self, now: float) -> None:
         if self._session.abort_request:
@@ -181,11 +193,14 @@ class Connection:
     # Reading.
 
     def read(self) -> None:
+        before = self.transport.received
         try:
             data = self.transport.receive()
         except OSError as error:
             self._broken(error)
             return
+        if self.transport.received > before:  # be it a part of a TLS record
+            self.keepalive.heard = time.monotonic()
         if data is None:
             if self.writer.error is not None:
                 self._broken(self.writer.error)
@@ -193,7 +208,6 @@ class Connection:
         if not data:
             self._broken(None)
             return
-        self.keepalive.heard = time.monotonic()
         self.received(data)
 
     def received(self, data: bytes) -> None:
@@ -204,6 +218,9 @@ class Connection:
         room = self._room()
         items = parser.parse(data, room)
         if items:
+            if frame_logger.isEnabledFor(logging.DEBUG):
+                for item in items:
+                    frame_logger.debug("%s: received %s", self._session.label, describe_item(item))
             if parser.plain:
                 self._deliver(items, parser.size)
             else:
@@ -258,8 +275,14 @@ class Connection:
             if event[0] in self._session.overridden:
                 self._deliver(messages, size)
                 messages, size = [], 0
-                self._session.mailbox.put([("call", event, 0, self._session.life)])
+                self._tell(event, len(item.payload))
         self._deliver(messages, size)
+
+    def _tell(self, event: Tuple[str, Tuple[Any, ...]], size: int) -> None:
+        """Hand a ping or pong to the callbacks, unless they have too much to do."""
+        mailbox = self._session.mailbox
+        if self._blocking() or mailbox.room(self._session.waker):
+            mailbox.put([("control", event, size, self._session.life)])
 
     def _ponged(self, payload: bytes) -> Optional[float]:
         self._session.known.stats.pongs_received += 1
@@ -283,12 +306,11 @@ class Connection:
             return
         policy = self._session.settings.receive_queue.overflow
         if policy == "drop_oldest":
-            limit = self._session.settings.receive_queue.messages
-            if count > limit:
-                self._session.mailbox.drop(count - limit)
-                size = size * limit // count
-                messages = messages[-limit:]
-            self._session.mailbox.make_room(len(messages), size)
+            room = self._session.mailbox.make_room(count, size)
+            if room < count:
+                self._session.mailbox.drop(count - room)
+                size = size * room // count
+                messages = messages[-room:]
         elif policy != "block":
             room = self._session.mailbox.room(self._session.waker)
             if room < count:
@@ -364,7 +386,7 @@ class Connection:
         code, reason = int(CloseCode.ABNORMAL_CLOSURE), ""
         if error is not None:
             if sent and received is None:
-                code = getattr(error, "code", code)  # ours: the code the peer was told
+                code = int(getattr(error, "code", code))  # ours: the code the peer was told
         elif received is not None:
             code, reason = received
             clean = sent

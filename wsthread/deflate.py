@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zlib
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Generator, List, Optional, Sequence, Tuple, Union
 
 from .errors import CloseCode, HandshakeError, MessageTooBig, ProtocolError
 
@@ -31,6 +31,8 @@ _PROBE = _TAIL + _EMPTY_BLOCK * 60
 #: early. Small slices keep these copies small, and small pieces what is inflated in vain.
 _SLICE = 8192
 _PIECE = 1 << 20
+#: What is compressed in a step, about a millisecond long.
+_STEP = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -174,10 +176,24 @@ class Deflater:
         What was returned must be sent, before anything compressed later: with context takeover
         the peer needs it to read the next message.
         """
-        agreement = self._agreement
-        if len(payload) < agreement.threshold:
+        if len(payload) < self._agreement.threshold:
             return None
-        encoder = self._encoder
+        encoder = self._begin()
+        return self._end(payload, [encoder.compress(payload)], encoder)
+
+    def steps(self, payload: bytes) -> Generator[None, None, Optional[bytes]]:
+        """Do what `compress` does, and yield about every millisecond. It must be run to its end."""
+        if len(payload) < self._agreement.threshold:
+            return None
+        encoder, parts = self._begin(), []
+        with memoryview(payload) as view:
+            for start in range(0, len(payload), _STEP):
+                parts.append(encoder.compress(view[start : start + _STEP]))
+                yield
+        return self._end(payload, parts, encoder)
+
+    def _begin(self) -> Any:
+        agreement, encoder = self._agreement, self._encoder
         if encoder is None:
             # zlib has no raw window of 8 bits. In one of 9 it never refers back further than
             # 512 - 262 bytes, so a peer whose window has 256 can read it.
@@ -187,9 +203,12 @@ class Deflater:
             )
             if not agreement.client_no_context_takeover:
                 self._encoder = encoder
-        head = encoder.compress(payload)
-        data = b"".join((head, memoryview(encoder.flush(zlib.Z_SYNC_FLUSH))[: -len(_TAIL)]))
-        if agreement.client_no_context_takeover and len(data) >= len(payload):
+        return encoder
+
+    def _end(self, payload: bytes, parts: List[bytes], encoder: Any) -> Optional[bytes]:
+        last = memoryview(encoder.flush(zlib.Z_SYNC_FLUSH))[: -len(_TAIL)]
+        data = b"".join((*parts, last))
+        if self._agreement.client_no_context_takeover and len(data) >= len(payload):
             return None  # nothing later refers to it
         return data
 
@@ -215,35 +234,40 @@ class Inflater:
         inflating stops and MessageTooBig is raised. Data that cannot be inflated, or a message
         that ends within a block, raises ProtocolError with code 1007.
         """
-        # The sink grows in place and gives its bytes without a copy: a list of parts, joined,
-        # would hold everything twice.
-        sink = io.BytesIO()
         try:
             if len(data) <= _SLICE:
-                self._feed(data, max_length, sink)
+                parts: List[bytes] = []
+                self._feed(data, max_length, parts.append)
+                inflated = parts[0] if len(parts) == 1 else b"".join(parts)
             else:
+                # The sink grows in place and gives its bytes without a copy: a list of parts,
+                # joined, would hold everything twice.
+                sink = io.BytesIO()
                 for start in range(0, len(data), _SLICE):
                     part = memoryview(data)[start : start + _SLICE]
-                    max_length = self._feed(part, max_length, sink)
+                    max_length = self._feed(part, max_length, sink.write)
+                inflated = sink.getvalue()
             if final:
                 self._end()
         except zlib.error as error:
             raise _undecodable(str(error)) from None
-        return sink.getvalue()
+        return inflated
 
-    def _feed(self, data: Union[bytes, memoryview], room: int, sink: io.BytesIO) -> int:
-        """Inflate one slice into the sink; return how much may still come."""
+    def _feed(
+        self, data: Union[bytes, memoryview], room: int, put: Callable[[bytes], object]
+    ) -> int:
+        """Inflate one slice, piece by piece; return how much may still come."""
         while True:
             decoder = self._decoder
             if decoder is None:
                 decoder = zlib.decompressobj(-self._agreement.server_max_window_bits)
                 self._decoder = decoder
-            limit = min(room + 1, _PIECE)
+            limit = room + 1 if room < _PIECE else _PIECE
             part = decoder.decompress(data, limit)
             room -= len(part)
             if room < 0:
                 raise MessageTooBig("the message inflates to more than is allowed")
-            sink.write(part)
+            put(part)
             if decoder.eof:
                 # A block with BFINAL (7.2.3.4) ends a DEFLATE stream, not the message: what
                 # follows is a new stream with an empty window.

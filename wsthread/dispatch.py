@@ -178,9 +178,6 @@ class InlineDispatcher(Dispatcher):
 
     inline = True
 
-    def schedule(self, job: Job) -> None:
-        raise RuntimeError("a reader runs its own callbacks")
-
 
 class ExecutorDispatcher(Dispatcher):
     """Runs callbacks on a ``concurrent.futures`` pool of yours, each client's one at a time.

@@ -42,6 +42,10 @@ class ConnectTimeout(ConnectError, TimeoutError):
     """The connection was not open within the time given."""
 
 
+class CallableFailed(ConnectError):
+    """The ``url`` or ``headers`` given as a function raised ``__cause__``."""
+
+
 class HandshakeError(ConnectError):
     """The server's answer to the upgrade request is not a WebSocket handshake (RFC 6455 4.1).
 

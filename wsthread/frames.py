@@ -204,10 +204,11 @@ class FrameParser:
         This loop is where a busy client spends its time. So it calls no method of ours and
         looks up no attribute, reads lengths by index instead of `struct`, decides nothing
         about frames that it does not know (`_parse_frame` judges them), and the limit is its
-        range, which costs nothing.
+        range, which costs nothing. Only what is compressed has its call, of the inflater.
         """
-        begin, before = position, len(items)
+        begin, before, gained = position, len(items), 0
         append = items.append
+        inflate = None if self._inflater is None else self._inflater.inflate
         short, maximum = self._short, self._maximum
         end = len(data)
         last = end - 1
@@ -233,11 +234,16 @@ class FrameParser:
                     append(data[start:stop].decode())
                 elif first == 0x82:  # FIN, binary
                     append(data[start:stop])
+                elif inflate is not None and first in (0xC1, 0xC2):  # the same, compressed
+                    payload = inflate(data[start:stop], True, maximum)
+                    append(payload.decode() if first == 0xC1 else payload)
+                    if len(payload) > stop - position:
+                        gained += len(payload) - (stop - position)
                 else:
                     break
                 position = stop
         finally:  # also where a text is invalid: what came before it counts
-            self.size += position - begin
+            self.size += position - begin + gained
             self._budget -= len(items) - before
         return position
 
@@ -405,6 +411,29 @@ def _parse_close(payload: bytes) -> Close:
 def _is_sendable(code: int) -> bool:
     """Whether a close frame may carry `code` (7.4.1, 7.4.2 and the IANA registry)."""
     return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
+
+
+_NAMES = {0: "continuation", 1: "text", 2: "binary", 8: "close", 9: "ping", 10: "pong"}
+
+
+def describe_frame(opcode: int, payload: bytes) -> str:
+    """Say what a frame is, for the log: nothing of what it carries but a close code."""
+    if opcode == OP_CLOSE and payload:
+        return f"close {int.from_bytes(payload[:2], 'big')}"
+    return f"{_NAMES.get(opcode, opcode)}, {len(payload)} bytes"
+
+
+def describe_item(item: Item) -> str:
+    """Say what was received, for the log: nothing of what it carries but a close code."""
+    if isinstance(item, str):
+        return f"text, {len(item)} characters"
+    if isinstance(item, Close):
+        return f"close {item.code}"
+    if isinstance(item, Fragment):
+        return f"fragment of {_NAMES[item.opcode]}, {len(item.data)} long"
+    if isinstance(item, (Ping, Pong)):
+        return f"{type(item).__name__.lower()}, {len(item.payload)} bytes"
+    return f"binary, {len(item)} bytes"
 
 
 def encode_close(code: Optional[int], reason: str = "") -> bytes:

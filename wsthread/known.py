@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 from dataclasses import dataclass, field
 from typing import Optional, Tuple
 
@@ -10,6 +12,8 @@ from .limits import QueueLimit
 from .state import ConnectionState
 from .stats import ClientStats
 
+#: More than anybody waits, and less than the system's waits can take.
+_LONGEST = threading.TIMEOUT_MAX / 2
 _TIMES = ("connect_timeout", "close_timeout", "send_timeout", "ping_interval", "ping_timeout")
 
 
@@ -34,8 +38,9 @@ class Settings:
         if size is not None and size < 1:
             raise ValueError(f"max_message_size is at least 1, not {size}")
         for name in _TIMES:
-            check_seconds(name, getattr(self, name))
-        check_seconds("open_grace", self.open_grace, none=False)
+            object.__setattr__(self, name, check_seconds(name, getattr(self, name)))
+        grace = check_seconds("open_grace", self.open_grace, none=False)
+        object.__setattr__(self, "open_grace", grace)
         for name in ("send_queue", "receive_queue"):
             value = getattr(self, name)
             if not isinstance(value, QueueLimit):
@@ -47,14 +52,14 @@ class Settings:
 
 
 def check_seconds(name: str, value: object, none: bool = True) -> Optional[float]:
-    """Return a time-out as it was given, or raise TypeError or ValueError naming it."""
+    """Return a time that can be waited for, or raise TypeError or ValueError naming it."""
     if value is None and none:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is a number of seconds, not {type(value).__name__}")
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} is finite and not negative, not {value}")
-    return value
+    return min(value, _LONGEST)
 
 
 @dataclass
@@ -72,15 +77,13 @@ class Known:
     subprotocol: Optional[str] = None
     extensions: Tuple[str, ...] = ()
     response_headers: Tuple[Tuple[str, str], ...] = ()
+    opened_at: Optional[float] = None  # monotonic seconds, while a connection is open
     stats: ClientStats = field(default_factory=ClientStats)
-
-    def drop(self, count: int) -> None:
-        """Count messages that were received and are never delivered. Under the mailbox's lock."""
-        self.stats.messages_dropped += count
 
     def closed(self, code: int, reason: str) -> None:
         """Note how a connection ended."""
         self.close_code, self.close_reason = int(code), reason
+        self.opened_at = None
 
     def opened(
         self,
@@ -93,4 +96,5 @@ class Known:
         self.extensions = extensions
         self.response_headers = response_headers
         self.error = self.close_code = self.close_reason = self.latency = None
+        self.opened_at = time.monotonic()
         self.stats.connections += 1

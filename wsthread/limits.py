@@ -16,8 +16,10 @@ class QueueLimit:
 
     `overflow` is for the receive queue. ``"block"`` (the default) stops reading, so that TCP
     slows the peer down; ``"drop_oldest"`` and ``"drop_newest"`` drop messages and count them
-    in ``stats.messages_dropped``; ``"close"`` closes the connection with 1008. A full send
-    queue always makes `send` wait or raise.
+    in ``stats.messages_dropped``; ``"close"`` closes the connection with 1008. Pings and pongs
+    that wait for ``on_ping`` and ``on_pong`` count as messages; where reading does not stop,
+    those that find the queue full are answered, but not told. A full send queue always makes
+    `send` wait or raise; what ``on_open`` sends before it counts for itself, by the same bounds.
     """
 
     messages: int = 16384

@@ -7,26 +7,29 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Callable, Deque, List, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Deque, List, Optional, Sequence, Tuple
 
 from .errors import detach
 from .limits import QueueLimit
+from .stats import ClientStats
 from .transport import Waker
 
 if TYPE_CHECKING:
     from .client import WebSocketClient
     from .dispatch import Dispatcher
 
-logger = logging.getLogger("wsthread")
+logger = logging.getLogger(__name__)
 
 #: Items one turn runs before other clients of a shared dispatcher get theirs.
 _TURN = 16
+#: Messages that are taken for delivery at a time where those that wait may be dropped.
+_SLICE = 64
 
 
 class Life:
     """What the threads that meet in one life, from connect() to the end, share about it."""
 
-    __slots__ = ("__weakref__", "over", "sealed", "silenced", "thread")
+    __slots__ = ("__weakref__", "dropped", "forked", "over", "sealed", "silenced", "thread")
 
     def __init__(self, thread: threading.Thread) -> None:
         self.thread = thread  # the reader
@@ -34,6 +37,10 @@ class Life:
         self.silenced = False
         #: No callback starts any more. The mailbox's lock's, never unset.
         self.sealed = False
+        #: Set by the client's finaliser, never unset: there is nobody to call.
+        self.dropped = False
+        #: Whether this is a forked child's copy, never unset.
+        self.forked = False
         #: Set when the last callback has run, or never will.
         self.over = threading.Event()
 
@@ -53,7 +60,8 @@ class Gate:
 
 
 #: kind, its payload, bytes it counts for, the life it belongs to. Kinds are: "call" (a name
-#: and arguments), "opening" (the same, sending first), "messages", "fragments" (lists),
+#: and arguments), "control" (the same, of a frame of the peer's), "opening" (the same, sending
+#: first), "messages", "fragments" (lists),
 #: "sent" (a list of messages), "unsent" (of messages with errors), "lift" (a Gate), "end".
 Item = Tuple[str, Any, int, Life]
 
@@ -101,7 +109,7 @@ class Mailbox:
         client: weakref.ref[WebSocketClient],
         dispatcher: Dispatcher,
         limit: QueueLimit,
-        dropped: Callable[[int], None],
+        stats: ClientStats,
     ) -> None:
         self.dispatcher = dispatcher
         self.limit = limit
@@ -110,13 +118,13 @@ class Mailbox:
         self.inline: Optional[Waker] = None
         self.inline_thread: Optional[int] = None
         self._client = client
-        self._dropped = dropped  # counts messages, called with the lock held
+        self._stats = stats  # what is counted here is the lock's
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         # All of these are the lock's.
         self._items: Deque[Item] = deque()
-        self._messages = 0  # waiting or being delivered
-        self._bytes = 0
+        self.messages = 0  # waiting or being delivered
+        self.bytes = 0  # of these
         self._scheduled = False  # a token is on its way
         self._running: Optional[int] = None  # the thread that runs callbacks
         self._starved: Optional[Waker] = None  # the reader that waits for room
@@ -134,13 +142,16 @@ class Mailbox:
         with self._lock:
             for item in items:
                 self._items.append(item)
-                if item[0] == "messages" or item[0] == "fragments":
-                    self._messages += len(item[1])
-                    self._bytes += item[2]
+                self._count(item, 1)
                 if item[3].sealed:
                     gone = items
             if gone:
                 gone = self._take_sealed()
+            stats = self._stats
+            if self.messages > stats.receive_queue_peak_messages:
+                stats.receive_queue_peak_messages = self.messages
+            if self.bytes > stats.receive_queue_peak_bytes:
+                stats.receive_queue_peak_bytes = self.bytes
             self._changed.notify_all()
             needed = bool(self._items) and self._needs_token()
         self._let_go(gone)
@@ -175,7 +186,7 @@ class Mailbox:
     def drop(self, count: int) -> None:
         """Count messages that did not get in."""
         with self._lock:
-            self._dropped(count)
+            self._stats.messages_dropped += count
 
     def idle(self, waker: Waker) -> bool:
         """Whether every callback so far has run; where not, `waker` is woken as they do."""
@@ -188,37 +199,40 @@ class Mailbox:
     def room(self, waker: Waker) -> int:
         """Return how many messages fit; where that is 0, `waker` is woken when some do."""
         with self._lock:
-            if self._bytes >= self.limit.bytes:
+            if self.bytes >= self.limit.bytes:
                 room = 0
             else:
-                room = max(0, self.limit.messages - self._messages)
+                room = max(0, self.limit.messages - self.messages)
             self._starved = None if room else waker
             return room
 
-    def make_room(self, count: int, size: int) -> None:
-        """Drop the oldest waiting messages until `count` with `size` bytes fit."""
+    def make_room(self, count: int, size: int) -> int:
+        """Drop the oldest waiting messages until `count` with `size` bytes fit.
+
+        Return how many of these do, beside what is being delivered; at least one does.
+        """
         with self._lock:
             kept: List[Item] = []
             while self._items and (
-                self._messages + count > self.limit.messages
-                or self._bytes + size > self.limit.bytes
+                self.messages + count > self.limit.messages or self.bytes + size > self.limit.bytes
             ):
                 kind, messages, total, life = self._items.popleft()
                 if kind not in ("messages", "fragments"):
                     kept.append((kind, messages, total, life))
                     continue
-                excess = max(1, self._messages + count - self.limit.messages)
-                if self._bytes + size > self.limit.bytes:
+                excess = max(1, self.messages + count - self.limit.messages)
+                if self.bytes + size > self.limit.bytes:
                     average = max(1, total // len(messages))
-                    excess = max(excess, (self._bytes + size - self.limit.bytes) // average + 1)
+                    excess = max(excess, (self.bytes + size - self.limit.bytes) // average + 1)
                 excess = min(excess, len(messages))
                 freed = total * excess // len(messages)
-                self._messages -= excess
-                self._bytes -= freed
-                self._dropped(excess)
+                self.messages -= excess
+                self.bytes -= freed
+                self._stats.messages_dropped += excess
                 if excess < len(messages):
                     kept.append((kind, messages[excess:], total - freed, life))
             self._items.extendleft(reversed(kept))
+            return max(1, min(count, self.limit.messages - self.messages))
 
     # The consumer.
 
@@ -266,7 +280,10 @@ class Mailbox:
             if not self._items:
                 return False
             kind, payload, size, life = self._items.popleft()
-        client = self._client()
+            if self.limit.overflow == "drop_oldest" and kind in ("messages", "fragments"):
+                payload, size = self._slice(kind, payload, size, life)
+        # While its finaliser runs, a weak reference still gives the client.
+        client = None if life.dropped else self._client()
         try:
             if kind == "messages" or kind == "fragments":
                 self._run_messages(client, kind, payload, size, life)
@@ -275,6 +292,8 @@ class Mailbox:
                 return False
             elif kind == "lift":
                 payload.lift()
+            elif kind == "control":
+                self._run_control(client, payload, size)
             elif client is not None:
                 if kind == "sent" or kind == "unsent":
                     self._run_batch(client, kind, payload, life)
@@ -284,6 +303,20 @@ class Mailbox:
         finally:
             del self, kind, payload, size, life, client
 
+    def _slice(
+        self, kind: str, messages: List[Any], size: int, life: Life
+    ) -> Tuple[List[Any], int]:
+        """Take the first messages of a batch; the others stay where they can be dropped.
+
+        With the lock held.
+        """
+        count = min(_SLICE, max(1, self.limit.messages // 8))
+        if len(messages) <= count:
+            return messages, size
+        taken = size * count // len(messages)
+        self._items.appendleft((kind, messages[count:], size - taken, life))
+        return messages[:count], taken
+
     def _run_call(self, client: WebSocketClient, kind: str, payload: Any) -> None:
         name, args = payload
         _here.opening = kind == "opening"
@@ -292,6 +325,19 @@ class Mailbox:
         finally:
             _here.opening = False
             del self, payload, args
+
+    def _run_control(self, client: Optional[WebSocketClient], payload: Any, size: int) -> None:
+        try:
+            if client is not None:
+                self._run_call(client, "control", payload)
+        finally:
+            with self._lock:
+                self.messages -= 1
+                self.bytes -= size
+                starved, self._starved = self._starved, None
+            if starved is not None:
+                starved.wake()
+            del self, client, payload, starved
 
     def _run_batch(self, client: WebSocketClient, kind: str, batch: List[Any], life: Life) -> None:
         left = deque(batch)
@@ -349,9 +395,9 @@ class Mailbox:
                     self._items.appendleft((kind, rest, size, life))
                     count -= len(rest)
                 else:
-                    self._bytes -= size
-                    self._dropped(len(rest))
-                self._messages -= count
+                    self.bytes -= size
+                    self._stats.messages_dropped += len(rest)
+                self.messages -= count
                 starved, self._starved = self._starved, None
             if starved is not None:
                 starved.wake()
@@ -391,7 +437,7 @@ class Mailbox:
                 threading.excepthook(threading.ExceptHookArgs(args))
             except Exception:
                 logger.exception("threading.excepthook failed")
-            if error is client.error:
+            if error is client.error or error is self._stats.last_error:
                 detach(error)  # raised again by on_error: the client must not hold its frames
         finally:
             del self, error, args
@@ -438,12 +484,21 @@ class Mailbox:
         """Take out and count what is sealed. With the lock held."""
         gone = [item for item in self._items if item[3].sealed]
         self._items = deque(item for item in self._items if not item[3].sealed)
-        for kind, payload, size, _ in gone:
-            if kind == "messages" or kind == "fragments":
-                self._messages -= len(payload)
-                self._bytes -= size
-                self._dropped(len(payload))
+        for item in gone:
+            self._count(item, -1)
+            if item[0] == "messages" or item[0] == "fragments":
+                self._stats.messages_dropped += len(item[1])
         return gone
+
+    def _count(self, item: Item, sign: int) -> None:
+        """Count an event that comes or goes against the bounds. With the lock held."""
+        kind, payload, size, _ = item
+        if kind == "messages" or kind == "fragments":
+            self.messages += sign * len(payload)
+            self.bytes += sign * size
+        elif kind == "control":
+            self.messages += sign
+            self.bytes += sign * size
 
     def _let_go(self, items: Sequence[Item]) -> None:
         for kind, payload, _, life in items:
@@ -484,7 +539,7 @@ class Mailbox:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._items.clear()
-        self._messages = self._bytes = 0
+        self.messages = self.bytes = 0
         self._scheduled, self._running = False, None
         self.inline = self.inline_thread = self._starved = None
         self.dispatcher.forked()

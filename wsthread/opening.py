@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import ipaddress
+import logging
 import ssl
 from dataclasses import dataclass
 from socket import socket as Socket
@@ -22,6 +23,10 @@ from .upgrade import REDIRECTS, Accept, Upgraded, UpgradeRequest, upgrade
 from .urls import Target, join_url, parse_url
 
 __all__ = ["OpenOptions", "Opened", "Target", "normalize_headers", "open_connection", "parse_url"]
+
+
+#: Never sees a path, a query, user-info or a header field: any of them may be secret.
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,9 @@ def open_connection(url: str, options: OpenOptions, waiter: Waiter) -> Opened:
     except BaseException as error:
         if options.socket is not None:
             options.socket.close()
+        if isinstance(error, OSError) and not isinstance(error, ConnectError):
+            # Of a place that does not expect one: there is no descriptor left to read a file with.
+            raise ConnectError(f"cannot open the connection: {error}") from detached(error)
         raise detached(error) from error.__cause__
 
 
@@ -160,6 +168,7 @@ def _follow(url: str, options: OpenOptions, waiter: Waiter) -> Opened:
                 raise
             answer = detached(error)
         left -= 1
+        logger.debug("redirected with %d", answer.status)
         target, options = _redirect(target, options, answer, location[0])
         del answer
 
@@ -187,6 +196,8 @@ def _redirect(
 
 def _hop(target: Target, options: OpenOptions, waiter: Waiter) -> Opened:
     """Connect to one target and upgrade."""
+    name = f"{'wss' if target.secure else 'ws'}://{target.authority}"
+    logger.debug("connecting to %s", name)
     transport = _connect(target, options, waiter)
     try:
         if target.secure:
@@ -196,6 +207,8 @@ def _hop(target: Target, options: OpenOptions, waiter: Waiter) -> Opened:
     except BaseException:
         transport.close()
         raise
+    tls = transport.tls
+    logger.debug("upgraded: %s, %s", name, "no TLS" if tls is None else tls.version())
     return _opened(transport, done)
 
 
@@ -258,10 +271,18 @@ def _check_str(name: str, value: object) -> None:
         raise TypeError(f"{name} is a str, not {type(value).__name__}")
 
 
-@functools.cache
+#: Reading the trusted certificates takes a while.
+_create_context = functools.cache(ssl.create_default_context)
+
+
 def _default_context() -> ssl.SSLContext:
-    """The context of everybody who gave none: reading the trusted certificates takes a while."""
-    return ssl.create_default_context()
+    """Return the context of everybody who gave none."""
+    context = _create_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # the default from Python 3.10 on
+    if not context.cert_store_stats()["x509_ca"]:
+        # No file of them could be read, perhaps for want of a descriptor: another time, maybe.
+        _create_context.cache_clear()
+    return context
 
 
 def _start_tls(transport: Transport, host: str, context: ssl.SSLContext, waiter: Waiter) -> None:

@@ -10,9 +10,10 @@ from typing import Callable, Deque, List, Optional, Sequence, Tuple, Union
 from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError, raisable
 from .frames import OP_CLOSE, OP_PING, OP_PONG
 from .limits import QueueLimit
+from .stats import ClientStats
 
 #: Up to this many bytes of messages are encoded at a time; a larger message goes alone.
-_BATCH = 65536
+BATCH = 65536
 #: More pings than these are remembered only while somebody waits for their pong.
 _AWAITED = 64
 
@@ -24,7 +25,7 @@ _PONGS = 64
 class Entry:
     """One message on its way; with opcode -1 a mark that `flush` waits for."""
 
-    __slots__ = ("awaited", "message", "opcode", "outcome", "payload", "size")
+    __slots__ = ("awaited", "forgotten", "message", "opcode", "outcome", "payload", "size")
 
     def __init__(self, opcode: int, payload: bytes, message: Union[str, bytes]) -> None:
         self.opcode = opcode
@@ -34,6 +35,11 @@ class Entry:
         # Both the outbox's lock's:
         self.awaited = False  # its sender waits, and raises the outcome itself
         self.outcome: Union[bool, BaseException, None] = None  # True once it is with the kernel
+        self.forgotten = False  # not counted as pending any more
+
+
+#: Opcode and payload of a frame, and the entry it comes from, if it is a message.
+Taken = Tuple[int, bytes, Optional[Entry]]
 
 
 class Ping:
@@ -59,16 +65,18 @@ class Outbox:
     `ready` may be read without the lock: it is true where `take` would find something.
     """
 
-    def __init__(self, limit: QueueLimit) -> None:
+    def __init__(self, limit: QueueLimit, stats: ClientStats) -> None:
         self._limit = limit
+        self._stats = stats
         self.lock = threading.Lock()
         # All below are the lock's.
         self._bells: List[threading.Lock] = []  # one for each thread that waits, locked
         self.ready = False
         self.pending = 0  # messages accepted and not yet with the kernel
-        self._bytes = 0
+        self.bytes = 0  # of these
         self._queue: Deque[Entry] = deque()
         self._first: Deque[Entry] = deque()  # what on_open sends
+        self._first_bytes = 0  # ... and its size
         self._waiting: Deque[object] = deque()  # senders that wait for room, oldest first
         self._refusal: Optional[str] = None  # why nothing is accepted any more
         self._open = False  # a connection takes frames
@@ -97,7 +105,7 @@ class Outbox:
         """
         size = sum(entry.size for entry in entries)
         with self.lock:
-            if self._refusal is None and not self._waiting and self._fits(len(entries), size):
+            if self._refusal is None and not self._waiting and self._fits(entries, size, first):
                 self._accept(entries, size, first, may_wait)
                 return
         ticket = object()
@@ -107,11 +115,11 @@ class Outbox:
                 raise NotConnected(self._refusal)
             # Who must not wait does not queue behind those who do, either.
             behind = may_wait and bool(self._waiting) and self._waiting[0] is not ticket
-            if not behind and self._fits(len(entries), size):
+            if not behind and self._fits(entries, size, first):
                 self._accept(entries, size, first, may_wait)
                 return True
             if not may_wait or not self._open:
-                text = f"{self.pending} messages with {self._bytes} bytes wait to be sent"
+                text = f"{self.pending} messages with {self.bytes} bytes wait to be sent"
                 raise QueueFull(text)
             if ticket not in self._waiting:
                 self._waiting.append(ticket)
@@ -128,18 +136,28 @@ class Outbox:
 
     def _accept(self, entries: Sequence[Entry], size: int, first: bool, may_wait: bool) -> None:
         self.pending += len(entries)
-        self._bytes += size
+        self.bytes += size
+        stats = self._stats
+        if self.pending > stats.send_queue_peak_messages:
+            stats.send_queue_peak_messages = self.pending
+        if self.bytes > stats.send_queue_peak_bytes:
+            stats.send_queue_peak_bytes = self.bytes
         if first and self._gated:
             self._first.extend(entries)
+            self._first_bytes += size
         else:
             self._queue.extend(entries)
         if len(entries) == 1 and size > self._limit.bytes and may_wait and self._open:
             entries[0].awaited = True
         self._update()
 
-    def _fits(self, count: int, size: int) -> bool:
-        return self.pending == 0 or (
-            self.pending + count <= self._limit.messages and self._bytes + size <= self._limit.bytes
+    def _fits(self, entries: Sequence[Entry], size: int, first: bool) -> bool:
+        count, total = self.pending, self.bytes
+        if first and self._gated:
+            # The queue waits for these: one that is full must not keep them out.
+            count, total = len(self._first), self._first_bytes
+        return count == 0 or (
+            count + len(entries) <= self._limit.messages and total + size <= self._limit.bytes
         )
 
     def _wait(self, done: Callable[[], bool], deadline: Optional[float]) -> bool:
@@ -321,6 +339,7 @@ class Outbox:
             self._awaited.clear()
             back = list(self._first)
             self._first.clear()
+            self._first_bytes = 0
             if over:
                 self._refusal = self._refusal or "the connection is over"
                 back += self._queue
@@ -330,13 +349,15 @@ class Outbox:
 
     # The writer: whoever holds the transport's lock.
 
-    def take(self, now: float) -> List[Tuple[int, bytes, Optional[Entry]]]:
-        """Take the frames that go next, control frames first; at most about 64 KiB."""
+    def take(self, frames: List[Taken], now: float, messages: bool = True) -> None:
+        """Move the frames that go next to `frames`, control frames first; at most about 64 KiB.
+
+        Without `messages` it takes only control frames that may overtake them.
+        """
         with self.lock:
-            frames: List[Tuple[int, bytes, Optional[Entry]]] = []
             if not self._open or self.close_taken:
                 self.ready = False
-                return frames
+                return
             frames += [(OP_PONG, payload, None) for payload in self._pongs]
             self._pongs.clear()
             while self._pings:
@@ -346,13 +367,13 @@ class Outbox:
                 if len(self._awaited) > _AWAITED:
                     self._forget_ping()
                 frames.append((OP_PING, ping.payload, None))
-            if not self._close_now:
-                self._take_messages(frames)
-            if self._close is not None and (self._close_now or not (self._first or self._queue)):
+            if messages and not self._close_now:
+                messages = self._take_messages(frames)
+            last = messages and not (self._first or self._queue)
+            if self._close is not None and (self._close_now or last):
                 frames.append((OP_CLOSE, self._close, None))
                 self.close_taken = True
             self._update()
-            return frames
 
     def _forget_ping(self) -> None:
         """Forget the oldest ping that nobody waits for; others are taken back by who does."""
@@ -361,26 +382,35 @@ class Outbox:
                 self._awaited.remove(ping)
                 return
 
-    def _take_messages(self, frames: List[Tuple[int, bytes, Optional[Entry]]]) -> None:
+    def _take_messages(self, frames: List[Taken]) -> bool:
+        """Take the messages that go next; return whether more may go with them."""
         size = 0
         for source in (self._first,) if self._gated else (self._first, self._queue):
-            while source and (not size or size + source[0].size <= _BATCH):
-                entry = source.popleft()
+            while source and (not frames or size + source[0].size <= BATCH):
+                entry = source[0]
                 size += entry.size
+                # Before it is taken out: Ctrl-C in between must not lose it, see `failed`.
                 frames.append((entry.opcode, entry.payload, entry))
+                source.popleft()
+                if source is self._first:
+                    self._first_bytes -= entry.size
+        return size <= BATCH
 
-    def done(self, entries: Sequence[Entry]) -> List[Entry]:
-        """These are with the kernel; return those whose sender has not given them up."""
+    def done(self, entries: Sequence[Entry], report: Callable[[List[Entry]], None]) -> None:
+        """These are with the kernel; `report` those whose sender has not given them up."""
         with self.lock:
             told = [entry for entry in entries if entry.outcome is None]
             for entry in told:
                 entry.outcome = True
+            report(told)
             self._forget(entries)
-            return told
 
     def failed(self, entries: Sequence[Entry], error: WebSocketError) -> List[Entry]:
         """These were begun on a connection that is gone; return those that go back."""
         with self.lock:
+            for source in (self._first, self._queue):
+                if source and source[0] in entries:  # a sender was interrupted as it took it
+                    source.popleft()
             return self._give_back(entries, error)
 
     # With the lock held.
@@ -394,9 +424,10 @@ class Outbox:
 
     def _forget(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
-            if entry.opcode != -1:
+            if entry.opcode != -1 and not entry.forgotten:
+                entry.forgotten = True
                 self.pending -= 1
-                self._bytes -= entry.size
+                self.bytes -= entry.size
         self._update()
         self._ring()
 

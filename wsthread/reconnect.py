@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Callable, Optional
 
-from .errors import ConnectError, HandshakeError, ProxyError
+from .errors import CallableFailed, ConnectError, HandshakeError, ProxyError
 
 _RETRIED_CODES = frozenset({1001, 1005, 1006, 1011, 1012, 1013, 1014})
 
@@ -25,8 +25,9 @@ class Reconnect:
 
     `should_retry(error, code)` decides instead of the rules below where it returns True or
     False (None: the rules decide); `error` is what ended the attempt or the connection, or
-    None, `code` the close code, or None for a failed attempt. It runs in a thread of its own,
-    bounded by ``connect_timeout``. `rng` is for tests: it gives the chance.
+    None, `code` the close code, or None for a failed attempt. It runs in a thread of its own.
+    Where it raises or takes longer than ``connect_timeout``, a warning is logged and the rules
+    decide. `rng` is for tests: it gives the chance.
 
     The rules: close codes 1001, 1005, 1006 and 1011 to 1014 are retried, and so are failed
     attempts, except certificate errors, bad URLs, logins that a SOCKS5 proxy refuses, and HTTP
@@ -42,7 +43,8 @@ class Reconnect:
     should_retry: Optional[Callable[[Optional[BaseException], Optional[int]], Optional[bool]]] = (
         None
     )
-    rng: random.Random = field(default_factory=random.Random, repr=False, compare=False)
+    # By default one without a state, which forked processes would share.
+    rng: random.Random = field(default_factory=random.SystemRandom, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("delay", "max_delay", "min_uptime", "max_retry_after"):
@@ -61,6 +63,8 @@ def retried(error: Optional[BaseException], code: Optional[int]) -> bool:
         return code in _RETRIED_CODES
     if isinstance(error, (HandshakeError, ProxyError)) and error.status is not None:
         return error.status in (408, 429) or error.status >= 500
+    if isinstance(error, CallableFailed):  # what it asked may be down; its dead owner stays dead
+        return not isinstance(error.__cause__, ReferenceError)
     if isinstance(error, ConnectError):
         lasting = (ssl.SSLCertVerificationError, ValueError, ImportError)
         return not isinstance(error.__cause__, lasting)
@@ -79,7 +83,7 @@ def retry_after(error: Optional[BaseException], now: datetime) -> Optional[float
             return float(value[:9])
         try:
             then = parsedate_to_datetime(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # the parser is not made for hostile dates
             return None
         if then.tzinfo is None:
             then = then.replace(tzinfo=timezone.utc)

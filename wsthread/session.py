@@ -38,7 +38,7 @@ from .writer import FrameWriter
 if TYPE_CHECKING:
     from .client import WebSocketClient
 
-logger = logging.getLogger("wsthread")
+logger = logging.getLogger(__name__)
 
 _numbers = itertools.count(1)
 
@@ -102,8 +102,11 @@ class Session:
         self._waiter: Optional[Waiter] = None  # of the opening under way
         cell: List[Session] = []
         self._cell = cell  # what the thread gets; emptied by it
-        self.thread = JoinableThread(_read, cell, f"wsthread-reader-{next(_numbers)}")
+        #: Names this life in the log, and its thread.
+        self.label = f"client {next(_numbers)}"
+        self.thread = JoinableThread(_read, cell, f"wsthread-reader-{self.label[7:]}")
         self.started = threading.Event()  # or could not be
+        self.begun_by = threading.get_ident()  # the thread whose connect() it is
         self.life = Life(self.thread)
 
     def start(self) -> None:
@@ -115,14 +118,26 @@ class Session:
             if exiting.is_set():
                 raise RuntimeError("the interpreter ends")
             self.thread.start()
-        except RuntimeError as error:  # no more threads, or the interpreter ends
-            self._cell.clear()
+        except BaseException as error:
+            if not self._take_back():  # Ctrl-C, and the thread runs
+                self.request_abort()
+                raise
             self._end()
             if self.mailbox.dispatcher.inline:
                 self.mailbox.seal(self.life)  # there is no reader to run them
-            raise ConnectError(f"no thread could be started: {error}") from None
+            if isinstance(error, RuntimeError):  # no more threads, or the interpreter ends
+                raise ConnectError(f"no thread could be started: {error}") from None
+            raise
         finally:
             self.started.set()
+
+    def _take_back(self) -> bool:
+        """Take what `start` gives the thread; False: the thread was faster."""
+        try:
+            self._cell.pop()
+        except IndexError:
+            return False
+        return True
 
     # Requests. Any thread.
 
@@ -144,6 +159,7 @@ class Session:
 
     def request_drop(self) -> None:
         """The client was dropped. Takes no lock: for finalisers."""
+        self.life.dropped = True
         self.drop_request = True
         self.waker.wake()
 
@@ -164,6 +180,7 @@ class Session:
             self._waiter.forked()
         self.waker.close()
         self.abort_request = True
+        self.life.forked = self.life.silenced = True
         if self.known.state is not ConnectionState.DISCONNECTED:
             self.known.state = next_state(self.known.state, Event.END)
 
@@ -212,9 +229,9 @@ class Session:
 
     def written(self, entries: List[Entry]) -> None:
         messages = [entry.message for entry in entries if entry.opcode != -1]
-        self.known.stats.messages_sent += len(messages)
         if "on_sent" in self.overridden:
             self.sent.extend(messages)
+        self.known.stats.messages_sent += len(messages)
 
     # The reader.
 
@@ -227,7 +244,7 @@ class Session:
         try:
             yield from self._live()
         except Exception as error:  # a bug; the client ends in order all the same
-            logger.exception("wsthread: internal error")
+            logger.exception("%s: internal error", self.label)
             self._error = detached(error)
             if self._connection is not None:
                 self._report(self._conclude(), over=True)
@@ -281,7 +298,10 @@ class Session:
         self._connection = connection
         extensions = () if agreement is None else (str(agreement),)
         self.known.opened(opened.subprotocol, extensions, tuple(opened.response_headers))
+        if self.ever_open:
+            self.known.stats.reconnects += 1
         self.ever_open = True
+        logger.info("%s: open%s", self.label, f", {extensions[0]}" if extensions else "")
         self.connect_timeout = self.settings.connect_timeout
         items = self._change_items(Event.OPENED, "opening")
         if "on_open" in self.overridden:
@@ -363,16 +383,23 @@ class Session:
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             return Waiter(self.waker, self.ending, deadline).call(lambda: ask(error, code))
-        except (Cancelled, ConnectTimeout):
+        except Cancelled:
             return False
-        except Exception as failure:
-            logger.warning("should_retry raised %r; the rules decide", failure)
-            return None
+        except ConnectTimeout:
+            text = "has not returned in time"
+            logger.warning("%s: should_retry %s; the rules decide", self.label, text)
+        except BaseException as failure:  # raised in its own thread, whatever it is
+            name = type(detached(failure)).__name__  # its text may hold what is secret
+            logger.warning("%s: should_retry raised %s; the rules decide", self.label, name)
+        return None
 
     def _report(self, code: Optional[int], over: bool) -> None:
         """Tell the callbacks how an attempt (code None) or a connection ended, in order."""
         error = self._error
         self.known.error = error
+        if error is not None:
+            self.known.stats.last_error = error
+        self._log_end(code, error)
         self.mailbox.put_sent(self.sent, self.life)
         items: List[Item] = []
         if code is not None:
@@ -391,6 +418,14 @@ class Session:
             args = (code, self.known.close_reason or "")
             items.append(("call", ("on_close", args), 0, self.life))
         self.mailbox.put(items)
+
+    def _log_end(self, code: Optional[int], error: Optional[BaseException]) -> None:
+        if code is not None:
+            text = "closed in order" if error is None else str(error)
+            # Quoted: the peer's reason may contain line ends.
+            logger.info("%s: over with code %d: %r", self.label, code, text)
+        elif error is not None:
+            logger.info("%s: not open: %r", self.label, str(error))
 
     def _give_up(self) -> Tuple[List[Entry], WebSocketError]:
         error = NotConnected("the client ended before there was a connection")
@@ -411,6 +446,7 @@ class Session:
         if "on_reconnect" in self.overridden:
             args = (self._backoff.attempt, delay, self._error)
             self.mailbox.put([("call", ("on_reconnect", args), 0, self.life)])
+        logger.info("%s: attempt %d in %.3f s", self.label, self._backoff.attempt, delay)
         until = time.monotonic() + delay
         wake = self.waker.fileno()
         self._poller.watch(wake, READ)
@@ -427,10 +463,12 @@ class Session:
         """The life is over: give back the queue, say so, and let go of everything."""
         running.pop(id(self), None)
         self.outbox.refuse("the connection is over")
-        if self._error is None or not isinstance(self._error, ConnectError):
-            self.failure = ConnectError("the client was disconnected before it was open")
-        else:
+        if isinstance(self._error, ConnectError):
             self.failure = self._error
+        elif self._error is None or self.ever_open:
+            self.failure = ConnectError("the client was disconnected before it was open")
+        else:  # a bug
+            self.failure = ConnectError(f"the connection could not be opened: {self._error!r}")
         client = self.client()
         if client is None:
             self.mailbox.put(self.last_items())
@@ -464,7 +502,10 @@ class Session:
 
 def _read(cell: List[Session]) -> None:
     """The reader thread. Callbacks that run on it have only this frame below them."""
-    session = cell.pop()
+    try:
+        session = cell.pop()
+    except IndexError:
+        return  # Ctrl-C in `start`, which has ended the life
     mailbox, inline = session.mailbox, session.mailbox.dispatcher.inline
     life, waker = session.life, session.waker
     if inline:
@@ -475,6 +516,8 @@ def _read(cell: List[Session]) -> None:
         for _ in steps:
             while inline and mailbox.run():
                 pass
+            if life.forked:
+                return  # a callback has forked, and this is the child's copy of its thread
         while inline and not life.over.is_set() and mailbox.run():
             pass
         while not mailbox.release(waker):

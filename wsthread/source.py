@@ -7,7 +7,7 @@ import weakref
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, Tuple, Union
 
-from .errors import ConnectError, detached
+from .errors import CallableFailed, ConnectError, detached
 from .opening import OpenOptions, normalize_headers
 from .transport import Cancelled, Waiter
 
@@ -39,7 +39,8 @@ def hold_weakly(value: Any, owner: Optional[object]) -> Any:
 def prepare(source: Source, waiter: Waiter) -> Tuple[str, OpenOptions]:
     """Return URL and options of one attempt, calling the user's callables.
 
-    They run where they can be abandoned. Raises ConnectError for what they raise or return.
+    They run where they can be abandoned. Raises CallableFailed for what they raise, ConnectError
+    for what they return.
     """
     url = _evaluate("url", source.url, waiter)
     if not isinstance(url, str):
@@ -62,4 +63,5 @@ def _evaluate(name: str, value: Any, waiter: Waiter) -> Any:
     except (Cancelled, ConnectError):
         raise
     except BaseException as error:
-        raise ConnectError(f"{name}() raised {error!r}") from detached(error)
+        # Not its text, which may hold what is secret and ends up in logs.
+        raise CallableFailed(f"{name}() raised {type(error).__name__}") from detached(error)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ssl
 from typing import List, Optional
 
+from .errors import detached
+
 #: One TLS record carries at most 16 KiB; a larger read drains several of them at once.
 _READ = 65536
 
@@ -16,12 +18,13 @@ class TLSFilter:
     threads in one connection's state. No call waits.
     """
 
-    __slots__ = ("_outgoing", "ended", "incoming", "object")
+    __slots__ = ("_outgoing", "broken", "ended", "incoming", "object")
 
     def __init__(self, context: ssl.SSLContext, server_hostname: Optional[str]) -> None:
         self.incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self.ended = False  # the peer will send no more plain bytes
+        self.broken: Optional[ssl.SSLError] = None  # what the next `decrypt` raises
         self.object = context.wrap_bio(
             self.incoming, self._outgoing, server_hostname=server_hostname
         )
@@ -34,11 +37,17 @@ class TLSFilter:
             return False
         return True
 
-    def decrypt(self, data: bytes) -> bytes:
-        """Take what the network brought (b"" means end of stream); return the plain bytes."""
+    def decrypt(self, data: Optional[bytes]) -> bytes:
+        """Take what the network brought (None: nothing new, b"": its end); return plain bytes."""
+        if self.broken is not None:
+            error, self.broken = self.broken, None
+            try:
+                raise error
+            finally:
+                del error
         if data:
             self.incoming.write(data)
-        else:
+        elif data is not None:
             self.incoming.write_eof()
         chunks: List[bytes] = []
         try:
@@ -54,6 +63,10 @@ class TLSFilter:
             # The peer's end, with or without a close_notify: the WebSocket close frame, not
             # TLS, tells whether it was a proper one.
             self.ended = True
+        except ssl.SSLError as error:
+            if not chunks:
+                raise
+            self.broken = detached(error)  # what came before goes first
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def encrypt(self, data: bytes) -> bytes:

@@ -23,6 +23,7 @@ WRITE = 4
 HANGUP = 16
 
 _RECEIVE = 65536
+_LONGEST_POLL = 2_000_000.0  # seconds; poll takes 2 ** 31 milliseconds
 
 
 class Waker:
@@ -46,12 +47,15 @@ class Waker:
 
     def wake(self) -> None:
         """Wake the waiting thread, or keep it from falling asleep. Takes no lock."""
-        if not self._signalled:
-            self._signalled = True
-            try:
+        try:
+            if not self._signalled:
+                self._signalled = True
                 self._writer.send(b"\0")
-            except OSError:
-                pass  # full: it is awake already; closed in a forked child: nobody sleeps
+        except OSError:
+            pass  # full: it is awake already; closed in a forked child: nobody sleeps
+        except BaseException:  # Ctrl-C: perhaps nothing was written, so the next one writes
+            self._signalled = False
+            raise
 
     def drain(self) -> None:
         """Take back the wake-ups; the waiting thread looks at its flags *after* this."""
@@ -59,10 +63,14 @@ class Waker:
             self._reader.recv(4096)
         except OSError:
             pass  # nothing was written
-        self._signalled = False
+        finally:
+            self._signalled = False
 
     def __del__(self) -> None:
-        self.close()
+        try:
+            self.close()
+        except AttributeError:
+            pass  # there were no descriptors left to make it with
 
     def close(self) -> None:
         """Close both descriptors. Only for a forked child; otherwise the last reference does."""
@@ -113,11 +121,16 @@ class Poller:
         self._poll.register(descriptor, mask)
 
     def wait(self, timeout: Optional[float]) -> Dict[int, int]:
-        """Return what is ready; `timeout` is in seconds, None for ever."""
+        """Return what is ready; `timeout` is in seconds, None for ever.
+
+        It may come back empty before: the system takes no more than some weeks.
+        """
+        if timeout is not None:
+            timeout = min(max(0.0, timeout), _LONGEST_POLL)
         if self._poll is None:
             return self._select(timeout)
         # Rounded up: a wait that ends a fraction before its deadline would spin through it.
-        found = self._poll.poll(None if timeout is None else max(0.0, timeout) * 1000 + 0.999)
+        found = self._poll.poll(None if timeout is None else timeout * 1000 + 0.999)
         ready = {}
         for descriptor, events in found:
             mask = 0
@@ -252,17 +265,32 @@ class Transport:
     call into TLS happens under it. It is never held across a wait. `receive` is the reader's.
     """
 
-    __slots__ = ("__weakref__", "_filters", "_out", "closed", "lock", "queued", "sock", "written")
+    __slots__ = (
+        "__weakref__",
+        "_filters",
+        "_out",
+        "closed",
+        "decrypting",
+        "lock",
+        "queued",
+        "received",
+        "sock",
+        "written",
+    )
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.lock = threading.Lock()
         self.closed = False  # the lock's
+        # The reader's: it decrypts, or waits for the lock in order to. A sender who sees it leaves
+        # his frame to the reader: a thread that sends without pause could keep the lock for long.
+        self.decrypting = False
         self._filters: List[TLSFilter] = []  # innermost last; fixed once open
         self._out: Deque[memoryview] = deque()  # the lock's: what the kernel has not yet taken
         self.queued = 0  # the lock's: bytes ever put into the out-buffer
         self.written = 0  # the lock's: bytes ever taken by the kernel
+        self.received = 0  # the reader's: bytes ever read from the network, TLS's own included
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -315,32 +343,38 @@ class Transport:
 
     @property
     def ended(self) -> bool:
-        """Whether TLS has told the end of the stream: no more is read, whatever TCP still has."""
-        return any(layer.ended for layer in self._filters)
+        """Whether TLS has ended the stream, in order or not: `receive` tells, and reads nothing."""
+        return any(layer.ended or layer.broken for layer in self._filters)
 
     def _recv(self, size: int) -> Optional[bytes]:
         try:
-            return self.sock.recv(size)
+            data = self.sock.recv(size)
         except (BlockingIOError, InterruptedError):
             return None
+        self.received += len(data)
+        return data
 
     def receive(self, size: int = _RECEIVE) -> Optional[bytes]:
         """Return plain bytes; None where there are none now, b"" at the end of the stream.
 
         Raises OSError (ssl.SSLError is one) when the connection broke.
         """
-        if self.ended:
-            return b""  # it came along with the last bytes; TCP's own end may not follow
-        data = self._recv(size)
-        if not self._filters or data is None:
+        ended = self.ended
+        data = None if ended else self._recv(size)
+        if not self._filters:
             return data
-        with self.lock:
-            for layer in self._filters:
-                data = layer.decrypt(data)
-                if not data and not layer.ended:
-                    break
-            self._owed()
-        return data if data or self.ended else None
+        if data is None and not ended and not self._filters[-1].incoming.pending:
+            return None  # otherwise: what came in one piece with the end of the handshake
+        self.decrypting = True
+        try:
+            with self.lock:
+                for layer in self._filters:
+                    plain = layer.decrypt(data)
+                    data = plain if plain or layer.ended else None
+                self._owed()
+        finally:
+            self.decrypting = False
+        return data
 
     def _owed(self) -> None:
         """Queue what the TLS layers themselves have to say. Needs the lock."""

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from collections import deque
-from typing import Callable, Deque, List, Optional, Protocol, Tuple
+from typing import Callable, Deque, Generator, List, Optional, Protocol, Tuple
 
 from .errors import WebSocketError
-from .frames import OP_CLOSE, encode_frame
-from .outbox import Entry, Outbox
+from .frames import OP_CLOSE, describe_frame, encode_frame
+from .outbox import BATCH, Entry, Outbox, Taken
+from .stats import ClientStats
 from .transport import Transport
+
+frame_logger = logging.getLogger("wsthread.frames")
 
 #: Rounds one sender writes for everybody before it leaves the rest to the reader.
 _ROUNDS = 32
-#: Frames are joined up to this size before they are given to the transport.
-_JOIN = 65536
+#: Of sends that follow each other within so many seconds the first compresses for itself. The
+#: rest is the reader's, many in a batch, while the next messages are made: zlib needs no GIL.
+_RUSH = 60e-6
 
 
 class Deflater(Protocol):
@@ -23,6 +29,9 @@ class Deflater(Protocol):
     def compress(self, payload: bytes) -> Optional[bytes]:
         """Return the compressed payload, or None to send it as it is."""
 
+    def steps(self, payload: bytes) -> Generator[None, None, Optional[bytes]]:
+        """Do the same in steps of about a millisecond."""
+
 
 class FrameWriter:
     """Encodes and writes; whoever gets the transport's lock does it for everybody.
@@ -30,6 +39,9 @@ class FrameWriter:
     A sender that meets the lock held leaves its frame in the outbox: the holder looks there
     again after it has let go. A frame that was begun stays in the transport's out-buffer,
     whatever becomes of its sender.
+
+    A message is compressed here, in the order of the frames. A large one is left to the reader,
+    which compresses it step by step: it reads in between, and control frames go.
     """
 
     def __init__(
@@ -38,14 +50,23 @@ class FrameWriter:
         transport: Transport,
         deflater: Optional[Deflater],
         report: Callable[[List[Entry]], None],
+        stats: ClientStats,
+        label: str,
     ) -> None:
         self._outbox = outbox
         self._transport = transport
         self._deflater = deflater
         self._report = report  # called with the lock held
+        self._stats = stats
+        self._label = label  # of the connection, for the log
+        # What is to be logged: noted under the lock, logged without it.
+        self._notes: Deque[str] = deque()
+        self._last = 0.0  # any thread's, without a lock: when a sender was here
         # All are the transport's lock's.
         self._begun: Deque[Tuple[int, Entry]] = deque()  # with the out-buffer's end offset
-        self._taken: List[Entry] = []  # on the way into the out-buffer
+        self._batch: List[Taken] = []  # taken, on the way into the out-buffer
+        self._large: List[Taken] = []  # the same; one large message, while it is compressed ...
+        self._work: Optional[Generator[None, None, Optional[bytes]]] = None  # ... by this
         self._close_end = -1  # the offset behind the close frame
         self.error: Optional[OSError] = None  # writing is over
 
@@ -56,76 +77,109 @@ class FrameWriter:
         """
         lock = self._transport.lock
         rounds = 0
-        while self._outbox.ready or self._transport.stalled:
+        if self._deflater is not None and not reader:
+            before, self._last = self._last, time.perf_counter()
+            if self._last - before < _RUSH:
+                return False
+        while self._outbox.ready or self._transport.stalled or self._work is not None:
             if self._transport.stalled and not reader:
                 return True  # who met the stall told the reader
-            if lock.locked():
-                return True  # the holder looks again after it has let go
+            if lock.locked() or (self._transport.decrypting and not reader):
+                return True  # the holder, or the reader, looks again after it has let go
             with lock:  # not `acquire`: Ctrl-C must not come between it and a `try`
                 if self._transport.closed or self.error is not None:
                     return True
-                if not self._write():
+                if not self._write(reader):
                     return False
+            if self._notes:
+                self._log()
             rounds += 1
-            if rounds >= _ROUNDS:
-                return False
+            if rounds >= _ROUNDS or (reader and self._deflater is not None):
+                return False  # compressing a batch is long enough for the reader: it reads first
         return True
 
-    def _write(self) -> bool:
+    def _write(self, reader: bool) -> bool:
         transport = self._transport
         try:
             if not transport.stalled:
+                self._outbox.take(self._batch, time.monotonic(), messages=self._work is None)
                 self._encode()
+                if self._work is not None and reader:
+                    self._step(self._work)
             drained = transport.flush()
-        except OSError as error:
+        except OSError as error:  # what the kernel took before is sent all the same
             error.__traceback__ = None
             self.error = error
-            return False
+            drained = False
         except BaseException:
             # Ctrl-C, or no memory: nobody knows how far the frame has come.
             self.error = OSError("a thread was interrupted while it was writing")
             raise
-        written = transport.written
+        self._tell()
+        return drained and self._work is None
+
+    def _tell(self) -> None:
+        """Report what is with the kernel. Forgotten only then, for Ctrl-C may come in between."""
+        begun, written = self._begun, self._transport.written
         done: List[Entry] = []
-        while self._begun and self._begun[0][0] <= written:
-            done.append(self._begun.popleft()[1])
+        for end, entry in begun:
+            if end > written:
+                break
+            done.append(entry)
         if done:
-            self._report(self._outbox.done(done))
-        return drained
+            self._outbox.done(done, self._report)
+            for _ in done:
+                begun.popleft()
 
     def _encode(self) -> None:
+        """Put the batch into the out-buffer, or begin to compress a large message."""
+        batch = self._batch
+        if self._deflater is not None and batch and len(batch[0][1]) > BATCH:
+            self._large = batch  # it is alone there
+            self._work = self._deflater.steps(batch[0][1])
+        elif batch:
+            self._put(batch, [self._frame(opcode, payload) for opcode, payload, _ in batch])
+        self._batch = []
+
+    def _step(self, work: Generator[None, None, Optional[bytes]]) -> None:
+        """Go on compressing the large message; put it into the out-buffer at the end."""
+        try:
+            next(work)
+        except StopIteration as end:
+            opcode, payload, _ = self._large[0]
+            self._put(self._large, [_encoded(opcode, payload, end.value)])
+            self._large, self._work = [], None
+
+    def _put(self, batch: List[Taken], frames: List[bytes]) -> None:
         transport = self._transport
-        frames: List[bytes] = []
-        ends: List[int] = []
-        size = 0
-        taken = self._outbox.take(time.monotonic())
-        self._taken = entries = [entry for _, _, entry in taken if entry is not None]
-        closes = False
-        for opcode, payload, entry in taken:
-            if opcode != -1:
-                frames.append(self._frame(opcode, payload))
-                size += len(frames[-1])
-            if entry is not None:
-                ends.append(size)
-            closes = closes or opcode == OP_CLOSE
+        if frame_logger.isEnabledFor(logging.DEBUG):
+            self._notes.extend(describe_frame(o, p) for o, p, _ in batch if o != -1)
         data = frames[0] if len(frames) == 1 else b"".join(frames)
-        start = transport.queued
+        self._stats.bytes_sent += len(data)
+        start, end = transport.queued, 0
         transport.write(data)
         # Under TLS the offsets of the records differ: all of a batch counts as sent with its
         # last byte.
-        plain = transport.queued - start == size
-        for end, entry in zip(ends, entries):
-            self._begun.append((start + end if plain else transport.queued, entry))
-        self._taken = []
-        if closes:
-            self._close_end = transport.queued
+        plain = transport.queued - start == len(data)
+        for (opcode, _, entry), frame in zip(batch, frames):
+            end += len(frame)
+            if entry is not None:
+                self._begun.append((start + end if plain else transport.queued, entry))
+            elif opcode == OP_CLOSE:
+                self._close_end = transport.queued
+                self._work = None  # it overtakes a message; `detach` gives that back
 
     def _frame(self, opcode: int, payload: bytes) -> bytes:
+        if opcode == -1:
+            return b""
         if self._deflater is not None and opcode < OP_CLOSE:
-            compressed = self._deflater.compress(payload)
-            if compressed is not None:
-                return encode_frame(opcode, compressed, rsv1=True)
+            return _encoded(opcode, payload, self._deflater.compress(payload))
         return encode_frame(opcode, payload)
+
+    def _log(self) -> None:
+        with contextlib.suppress(IndexError):  # another thread takes them as well
+            while True:
+                frame_logger.debug("%s: sent %s", self._label, self._notes.popleft())
 
     def close_sent(self) -> bool:
         """Whether the close frame is with the kernel."""
@@ -134,8 +188,18 @@ class FrameWriter:
     def detach(self, error: WebSocketError) -> List[Entry]:
         """The transport is closed: return what was begun and is not with the kernel."""
         with self._transport.lock:
+            self._tell()
             begun = [entry for _, entry in self._begun]
-            begun += [entry for entry in self._taken if entry not in begun]
+            for _, _, entry in self._large + self._batch:
+                if entry is not None and entry not in begun:
+                    begun.append(entry)
             self._begun.clear()
-            self._taken = []
+            self._large, self._batch, self._work = [], [], None
+        self._log()
         return self._outbox.failed(begun, error)
+
+
+def _encoded(opcode: int, payload: bytes, compressed: Optional[bytes]) -> bytes:
+    if compressed is None:
+        return encode_frame(opcode, payload)
+    return encode_frame(opcode, compressed, rsv1=True)

@@ -1,10 +1,14 @@
 """Drive the Autobahn test suite's client cases against WebSocket clients.
 
     python -m tests.conformance                          # groups 1-7, 9, 10
-    python -m tests.conformance --cases all              # 517 cases
+    python -m tests.conformance --cases 1-10,spread      # and some of 12 and 13: what CI runs
+    python -m tests.conformance --cases all              # 517 cases, 20 minutes
     python -m tests.conformance --cases '12.1.*' 5.3
     python -m tests.conformance --client websockets --report websockets.json
     python -m tests.conformance.table a.json b.json      # reports, side by side
+    python -m tests.conformance.table --page [a.json b.json ...]
+
+The last puts their summaries into ``results`` and the table into the docs' page on conformance.
 
 The suite's server (``wstest -m fuzzingserver``) runs under CPython 2.7 only. One
 is looked for in ``WSTHREAD_PYTHON27``, on ``PATH`` and in pyenv's versions;

@@ -30,7 +30,8 @@ def parse_arguments(argv: Optional[List[str]]) -> argparse.Namespace:
         nargs="+",
         default=["1-7,9,10"],
         metavar="CASES",
-        help="groups (1-7,9), patterns ('12.1.*'), cases (5.3) or 'all' (default: 1-7,9,10)",
+        help="groups (1-7,9), patterns ('12.1.*'), cases (5.3), 'spread' (of 12 and 13) or 'all' "
+        "(default: 1-7,9,10)",
     )
     parser.add_argument("--client", choices=list(CLIENTS), default="wsthread")
     parser.add_argument(

@@ -12,6 +12,16 @@ INFORMATIONAL_CASES = frozenset({"7.1.6", "7.13.1", "7.13.2"})
 VERDICTS = ("OK", "INFORMATIONAL", "NON-STRICT", "UNIMPLEMENTED", "FAILED")
 
 
+#: Of each set of parameters in groups 12 and 13 (compression): messages of 16, 1024 and 32768
+#: bytes, of 8192 in frames of 256, and twice the slow ones, of 131072 in frames.
+SPREAD = [
+    *(f"12.{part}.{case}" for part in range(1, 6) for case in (1, 4, 8, 11)),
+    *(f"13.{part}.{case}" for part in range(1, 8) for case in (1, 4, 8, 11)),
+    "12.1.18",
+    "13.4.18",
+]
+
+
 @dataclass(frozen=True)
 class Result:
     """What the suite says of one case."""
@@ -44,13 +54,16 @@ class Result:
 def case_patterns(selection: Iterable[str]) -> List[str]:
     """The suite's patterns for a selection: ``1-7``, ``9``, ``12.1.*``, ``5.3``, ``all``.
 
-    Items may also be joined by commas. Raises ValueError for anything else.
+    ``spread`` is some of each kind in groups 12 and 13, which take long. Items
+    may also be joined by commas. Raises ValueError for anything else.
     """
     patterns: List[str] = []
     for item in (part.strip() for text in selection for part in text.split(",")):
         groups = re.fullmatch(r"(\d+)-(\d+)", item)
         if item == "all":
             patterns.append("*")
+        elif item == "spread":
+            patterns += SPREAD
         elif groups and int(groups[1]) <= int(groups[2]):
             patterns += [f"{n}.*" for n in range(int(groups[1]), int(groups[2]) + 1)]
         elif re.fullmatch(r"\d+", item):

@@ -1,7 +1,9 @@
 """Compare reports: ``python -m tests.conformance.table a.json b.json [--format rst]``.
 
 One row for each group of cases, one column for each report: how many cases
-passed of how many that ran, and what the others were.
+passed of how many that ran, and what the others were. With ``--page`` the
+reports' summaries are kept in ``results``, and the table goes into
+``docs/conformance.rst``.
 """
 
 from __future__ import annotations
@@ -12,6 +14,12 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 FORMATS = ("markdown", "rst")
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+PAGE = HERE.parent.parent / "docs" / "conformance.rst"
+BEGIN, END = ".. begin of the table\n\n", "\n\n.. end of the table\n"
+#: The columns of the page.
+CLIENTS = ("wsthread", "websocket-client", "websockets")
 
 
 def cell(counts: Optional[Dict[str, int]]) -> str:
@@ -51,16 +59,52 @@ def render(table: List[List[str]], style: str) -> str:
     return "\n".join([body[0], rule, *body[1:]])
 
 
+def origins(reports: Sequence[Dict[str, Any]]) -> List[str]:
+    """A line for each report: what ran where and when."""
+    return [
+        f"{report['client']} {report['version']}: {report['python']}, {report['suite']}, "
+        f"{report['date']}"
+        for report in reports
+    ]
+
+
+def keep(reports: Sequence[Dict[str, Any]]) -> None:
+    """Keep the reports without their single cases."""
+    for report in reports:
+        summary = {key: value for key, value in report.items() if key != "cases"}
+        path = RESULTS / f"{report['client']}.json"
+        path.write_text(json.dumps(summary, indent=1) + "\n")
+
+
+def kept() -> List[Dict[str, Any]]:
+    """The kept reports, in the page's order."""
+    return [json.loads((RESULTS / f"{client}.json").read_text()) for client in CLIENTS]
+
+
+def page(text: str) -> str:
+    """The page's text with the table of the kept reports."""
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    reports = kept()
+    lines = "\n".join(f"* {line}" for line in origins(reports))
+    return head + BEGIN + render(rows(reports), "rst") + "\n\n" + lines + END + tail
+
+
 def main(argv: Optional[List[str]] = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.conformance.table")
-    parser.add_argument("reports", nargs="+", type=Path, metavar="REPORT.json")
+    parser.add_argument("reports", nargs="*", type=Path, metavar="REPORT.json")
     parser.add_argument("--format", choices=FORMATS, default="markdown")
+    parser.add_argument("--page", action="store_true", help="keep summaries, write the docs' page")
     options = parser.parse_args(argv)
     reports = [json.loads(path.read_text()) for path in options.reports]
+    if options.page:
+        keep(reports)
+        PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        return
+    if not reports:
+        parser.error("no reports")
     print(render(rows(reports), options.format))
-    for report in reports:
-        where = f"{report['python']}, {report['suite']}, {report['date']}"
-        print(f"\n{report['client']} {report['version']}: {where}")
+    print("", *origins(reports), sep="\n")
 
 
 if __name__ == "__main__":
