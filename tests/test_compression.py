@@ -547,8 +547,10 @@ def test_a_message_begun_that_times_out_fails_that_connection_only() -> None:
     with RawServer(script) as server:
         try:
             with opened(server.url, delegate, **options) as client:
+                client.send("begins once on_open has returned")
+                client.flush(SOON)
                 with pytest.raises(wsthread.SendTimeout):
-                    client.send(large, timeout=0.02)
+                    client.send(large, timeout=0.15)
                 delegate.wait_for("open", 2)
                 peers.get(timeout=SOON)
                 second = peers.get(timeout=SOON)

@@ -14,7 +14,7 @@ import tracemalloc
 import types
 import weakref
 import zlib
-from typing import Any, List, NamedTuple, Optional, Tuple
+from typing import Any, Iterable, List, NamedTuple, Optional, Tuple
 
 import pytest
 from hypothesis import example, given, settings
@@ -84,7 +84,7 @@ class ZlibInflater:
     def __init__(self) -> None:
         self.zlib = zlib.decompressobj(-15)
 
-    def inflate(self, data: bytes, final: bool, max_length: int) -> bytes:
+    def inflate(self, data: bytes, final: bool, max_length: int) -> Iterable[bytes]:
         inflater = self.zlib
         if final:
             data += b"\x00\x00\xff\xff"
@@ -95,7 +95,7 @@ class ZlibInflater:
             raise ProtocolError("garbage", 1007) from error
         if len(result) > max_length:
             raise MessageTooBig("too big")
-        return result
+        return [result[:1], result[1:]]
 
 
 def deflate(data: bytes) -> bytes:
@@ -735,9 +735,9 @@ class RecordingInflater:
     def __init__(self) -> None:
         self.calls: List[Any] = []
 
-    def inflate(self, data: bytes, final: bool, max_length: int) -> bytes:
+    def inflate(self, data: bytes, final: bool, max_length: int) -> Iterable[bytes]:
         self.calls.append((data, final, max_length))
-        return data * 2
+        return [data, data]
 
 
 def test_the_inflater_gets_payload_as_it_comes_and_the_room_left() -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import zlib
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Generator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Generator, Iterator, List, Optional, Sequence, Tuple, Union
 
 from .errors import CloseCode, HandshakeError, MessageTooBig, ProtocolError
 
@@ -226,37 +225,31 @@ class Inflater:
         self._agreement = agreement
         self._decoder: Any = None  # the zlib stream that lives on from message to message
 
-    def inflate(self, data: bytes, final: bool, max_length: int) -> bytes:
-        """Return what a chunk of a compressed message inflates to (7.2.2).
+    def inflate(self, data: bytes, final: bool, max_length: int) -> Iterator[bytes]:
+        """Give what a chunk of a compressed message inflates to (7.2.2), piece by piece.
 
         `data` may end anywhere, also within a frame. `final` says that it is the end of the
         message. `max_length` is how many bytes this chunk may inflate to: with one more,
         inflating stops and MessageTooBig is raised. Data that cannot be inflated, or a message
-        that ends within a block, raises ProtocolError with code 1007.
+        that ends within a block, raises ProtocolError with code 1007. It must be run to its end
+        or to an error; what a processor's cache holds is best used piece by piece.
         """
         try:
             if len(data) <= _SLICE:
-                parts: List[bytes] = []
-                self._feed(data, max_length, parts.append)
-                inflated = parts[0] if len(parts) == 1 else b"".join(parts)
+                yield from self._feed(data, max_length)
             else:
-                # The sink grows in place and gives its bytes without a copy: a list of parts,
-                # joined, would hold everything twice.
-                sink = io.BytesIO()
-                for start in range(0, len(data), _SLICE):
-                    part = memoryview(data)[start : start + _SLICE]
-                    max_length = self._feed(part, max_length, sink.write)
-                inflated = sink.getvalue()
+                with memoryview(data) as view:
+                    for start in range(0, len(data), _SLICE):
+                        for piece in self._feed(view[start : start + _SLICE], max_length):
+                            max_length -= len(piece)
+                            yield piece
             if final:
                 self._end()
         except zlib.error as error:
             raise _undecodable(str(error)) from None
-        return inflated
 
-    def _feed(
-        self, data: Union[bytes, memoryview], room: int, put: Callable[[bytes], object]
-    ) -> int:
-        """Inflate one slice, piece by piece; return how much may still come."""
+    def _feed(self, data: Union[bytes, memoryview], room: int) -> Iterator[bytes]:
+        """Inflate one slice, piece by piece, to `room` bytes at most."""
         while True:
             decoder = self._decoder
             if decoder is None:
@@ -267,7 +260,7 @@ class Inflater:
             room -= len(part)
             if room < 0:
                 raise MessageTooBig("the message inflates to more than is allowed")
-            put(part)
+            yield part
             if decoder.eof:
                 # A block with BFINAL (7.2.3.4) ends a DEFLATE stream, not the message: what
                 # follows is a new stream with an empty window.
@@ -276,7 +269,7 @@ class Inflater:
             else:
                 data = decoder.unconsumed_tail
             if not data and len(part) < limit:  # else zlib may hold back output
-                return room
+                return
 
     def _end(self) -> None:
         # No stream here: the last block had BFINAL, and the empty one behind it is missing.

@@ -6,7 +6,7 @@ import codecs
 import os
 import struct
 import sys
-from typing import Any, Callable, List, NamedTuple, NoReturn, Optional, Protocol, Union
+from typing import Any, Callable, Iterable, List, NamedTuple, NoReturn, Optional, Protocol, Union
 
 from .errors import CloseCode, MessageTooBig, ProtocolError, detach
 
@@ -63,8 +63,8 @@ Item = Union[str, bytes, Ping, Pong, Close, Fragment]
 class Inflater(Protocol):
     """What the parser needs of a decompressing extension (RFC 7692 section 7.2.2)."""
 
-    def inflate(self, data: bytes, final: bool, max_length: int) -> bytes:
-        """Return what `data`, the next payload bytes of the message, inflates to.
+    def inflate(self, data: bytes, final: bool, max_length: int) -> Iterable[bytes]:
+        """Give what `data`, the next payload bytes of the message, inflates to, in pieces.
 
         `final` comes with the last bytes of the message (possibly none). Raises MessageTooBig
         where the result would be longer than `max_length` bytes, ProtocolError on garbage.
@@ -235,7 +235,7 @@ class FrameParser:
                 elif first == 0x82:  # FIN, binary
                     append(data[start:stop])
                 elif inflate is not None and first in (0xC1, 0xC2):  # the same, compressed
-                    payload = inflate(data[start:stop], True, maximum)
+                    payload = b"".join(inflate(data[start:stop], True, maximum))
                     append(payload.decode() if first == 0xC1 else payload)
                     if len(payload) > stop - position:
                         gained += len(payload) - (stop - position)
@@ -335,16 +335,18 @@ class FrameParser:
         ended = not self._left
         final = ended and self._final
         if self._compressed and self._inflater is not None:
-            chunk = self._inflater.inflate(chunk, final, self._room)
-            self._room -= len(chunk)
-        self.partial += len(chunk)
-        if self._opcode == OP_TEXT:
-            self._keep(self._decode(chunk, final))
-        else:
-            self._keep(chunk)
+            for piece in self._inflater.inflate(chunk, final, self._room):
+                self._room -= len(piece)
+                self._take(piece, False)
+            chunk = b""
+        self._take(chunk, final)
         if final or (ended and self._fragments):
             self._deliver(final, items)
         return position + taken
+
+    def _take(self, chunk: bytes, final: bool) -> None:
+        self.partial += len(chunk)
+        self._keep(self._decode(chunk, final) if self._opcode == OP_TEXT else chunk)
 
     def _decode(self, chunk: bytes, final: bool) -> str:
         """Decode text as it comes, so that what is invalid fails now, not at the end (8.1)."""
