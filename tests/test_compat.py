@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import select
 import signal
 import socket
 import ssl
@@ -18,7 +19,6 @@ import time
 import warnings
 import weakref
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import pytest
@@ -55,7 +55,7 @@ def echo() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def certificates() -> Certificates:
-    return Certificates()
+    return Certificates("localhost")
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +139,13 @@ def run(
 
 
 def saying(*frames: bytes, linger: bool = True) -> Callable[[RawConnection], None]:
-    """A server's script: say this, then wait for the client's end."""
+    """A server's script: say this, and end at the client's close frame, without an answer."""
 
     def script(connection: RawConnection) -> None:
         connection.upgrade()
         connection.sock.sendall(b"".join(frames))
-        if linger:
-            connection.read_to_end()
+        while linger and connection.read_frame()[0] != 8:
+            pass
 
     return script
 
@@ -153,7 +153,10 @@ def saying(*frames: bytes, linger: bool = True) -> Callable[[RawConnection], Non
 def served(script: Callable[[RawConnection], None], example: Callable[[Any, str], Any]) -> Example:
     def with_server(module: Any) -> Any:
         with RawServer(script) as server:
-            return example(module, server.url)
+            result = example(module, server.url)
+            if module is websocket:
+                gc.collect()  # after a close frame its socket is closed by nothing else
+            return result
 
     return with_server
 
@@ -169,6 +172,17 @@ def closing(app: Any, *_: Any) -> None:
 
 def sending(message: Any) -> Callable[..., None]:
     return lambda app, *_: app.send(message)
+
+
+#: A whole run: one message there and back, and closed. (Closed in on_open itself, 1.9.2 has an
+#: AttributeError for on_error.)
+ONE_MESSAGE = {"on_open": sending("hi"), "on_message": closing}
+ONE_MESSAGE_TOLD: List[Event] = [
+    ("on_open",),
+    ("on_data", "hi", ABNF.OPCODE_TEXT, True),
+    ("on_message", "hi"),
+    ("on_close", 1000, None),
+]
 
 
 # The class itself.
@@ -299,7 +313,7 @@ def requests_of(
     def script(connection: RawConnection) -> None:
         head = connection.upgrade(headers=answer).lower()
         connection.sock.sendall(close_frame())
-        connection.read_to_end()
+        connection.read_frame()
         port = str(connection.sock.getsockname()[1]).encode()
         # The separator after a comma is free (RFC 9110 5.6.1).
         found = [line.replace(port, b"PORT").replace(b", ", b",") for line in head.split(b"\r\n")]
@@ -441,16 +455,14 @@ def void_all(*_: Any) -> None:
 def test_example_close_in_a_callback(echo: str) -> None:
     """The documentation of threads has this as an example that does not work. It does."""
 
-    def example(module: Any) -> Any:
-        return run(module, echo, {"on_open": sending("hi"), "on_message": closing})
+    compare(lambda module: run(module, echo, ONE_MESSAGE), (ONE_MESSAGE_TOLD, False))
 
-    expected = [
-        ("on_open",),
-        ("on_data", "hi", ABNF.OPCODE_TEXT, True),
-        ("on_message", "hi"),
-        ("on_close", 1000, None),
-    ]
-    compare(example, (expected, False))
+
+def test_close_in_on_open(echo: str) -> None:
+    assert run(compat, echo, {"on_open": closing}) == (
+        [("on_open",), ("on_close", 1000, None)],
+        False,
+    )
 
 
 def test_example_close_in_a_thread_of_a_callback(echo: str) -> None:
@@ -468,87 +480,42 @@ def test_example_close_in_a_thread_of_a_callback(echo: str) -> None:
     assert time.monotonic() - begun < 3
 
 
-@pytest.mark.parametrize("kind", ["unverified", "any name", "verified", "other name", "refused"])
+@pytest.mark.parametrize(
+    ("host", "sslopt", "good"),
+    [
+        ("127.0.0.1", {"cert_reqs": ssl.CERT_NONE}, True),
+        ("127.0.0.1", {"check_hostname": False, "ca_certs": "AUTHORITY"}, True),
+        ("localhost", {"ca_certs": "AUTHORITY"}, True),
+        ("127.0.0.1", {"ca_certs": "AUTHORITY", "server_hostname": "localhost"}, True),
+        ("127.0.0.1", {"context": "CONTEXT", "server_hostname": "localhost"}, True),
+        ("localhost", {"context": "CONTEXT"}, True),
+        ("127.0.0.1", {"ca_certs": "AUTHORITY"}, False),
+        ("localhost", None, False),
+    ],
+)
 def test_example_tls(
-    kind: str, secure_echo: str, certificates: Certificates, tmp_path: Path
+    host: str,
+    sslopt: Optional[Dict[str, Any]],
+    good: bool,
+    secure_echo: str,
+    certificates: Certificates,
+    tmp_path: Path,
 ) -> None:
-    """Of the FAQ: certificates and host names that are not verified, and that are."""
-    authority = certificates.write_authority(tmp_path)
-    by_name = secure_echo.replace("127.0.0.1", "127.0.0.2")  # not in the certificate
-    context = certificates.client_context()
-    url, sslopt, good = {
-        "unverified": (by_name, {"cert_reqs": ssl.CERT_NONE}, True),
-        "any name": (by_name, {"check_hostname": False, "ca_certs": authority}, True),
-        "verified": (secure_echo, {"context": context}, True),
-        "other name": (by_name, {"context": context, "server_hostname": "localhost"}, True),
-        "refused": (secure_echo, None, False),
-    }[kind]
-    if by_name is url:
-        # The server listens on one address; the name is what matters.
-        sock = socket.create_server(("127.0.0.2", 0))
-        port = sock.getsockname()[1]
-        url = f"wss://127.0.0.2:{port}/"
-    else:
-        sock = None
+    """Of the FAQ: certificates and host names (here: localhost) that are verified, or not."""
+    made = {
+        "AUTHORITY": certificates.write_authority(tmp_path),
+        "CONTEXT": certificates.client_context(),
+    }
+    options = sslopt and {name: made.get(value, value) for name, value in sslopt.items()}
+    url = secure_echo.replace("127.0.0.1", host)
 
     def example(module: Any) -> Any:
-        return run(module, url, {"on_open": closing}, sslopt=sslopt)
+        return run(module, url, ONE_MESSAGE, sslopt=options)
 
-    expected: List[Event] = [("on_open",), ("on_close", 1000, None)]
+    expected = ONE_MESSAGE_TOLD
     if not good:
         expected = [("on_error", "SSLCertVerificationError"), ("on_close", None, None)]
-    if sock is None:
-        compare(example, (expected, not good))
-        return
-    with sock, relay(sock, secure_echo):
-        compare(example, (expected, not good))
-
-
-class relay:
-    """Passes connections on to another address."""
-
-    def __init__(self, listener: socket.socket, url: str) -> None:
-        self._listener = listener
-        self._target = ("127.0.0.1", int(url.rstrip("/").rpartition(":")[2]))
-        self._sockets: List[socket.socket] = []
-        self._threads: List[threading.Thread] = []
-
-    def __enter__(self) -> None:
-        self._start(self._accept)
-
-    def _start(self, target: Callable[..., None], *arguments: Any) -> None:
-        thread = threading.Thread(target=target, args=arguments, daemon=True)
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(self._target, SOON)
-            self._sockets += [near, far]
-            self._start(self._pass_on, near, far)
-            self._start(self._pass_on, far, near)
-
-    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while True:
-                data = source.recv(65536)
-                if not data:
-                    break
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            return  # either end is gone
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        for sock in self._sockets:
-            sock.close()
-        for thread in self._threads:
-            thread.join(SOON)
+    compare(example, (expected, not good))
 
 
 def test_wrong_sslopt(secure_echo: str) -> None:
@@ -566,18 +533,16 @@ def test_example_http_proxy(echo: str) -> None:
             result = run(
                 module,
                 echo,
-                {"on_open": sending("through"), "on_message": closing},
+                ONE_MESSAGE,
                 http_proxy_host="127.0.0.1",
                 http_proxy_port=str(proxy.port),
                 http_proxy_auth=(USER, PASSWORD),
                 http_no_proxy=["elsewhere"],
                 proxy_type="http",
             )
-            return result, proxy.targets
+            return result, len(proxy.targets)
 
-    (events, _), targets = compare(example)
-    assert ("on_message", "through") in events
-    assert len(targets) == 1
+    compare(example, ((ONE_MESSAGE_TOLD, False), 1))
 
 
 @pytest.mark.parametrize("no_proxy", [["127.0.0.1"], ["127.0.0.0/8"], ["*"]])
@@ -586,14 +551,14 @@ def test_hosts_without_a_proxy(no_proxy: List[str], echo: str) -> None:
         return run(
             module,
             echo,
-            {"on_open": closing},
+            ONE_MESSAGE,
             http_proxy_host="127.0.0.1",
             http_proxy_port=1,
             http_no_proxy=no_proxy,
             proxy_type="http",
         )
 
-    compare(example, ([("on_open",), ("on_close", 1000, None)], False))
+    compare(example, (ONE_MESSAGE_TOLD, False))
 
 
 def test_hosts_without_a_proxy_by_the_environment(
@@ -603,11 +568,7 @@ def test_hosts_without_a_proxy_by_the_environment(
     expected = [("on_error", "WebSocketProxyException"), ("on_close", None, None)]
     assert run(compat, echo) == (expected, True)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-    def example(module: Any) -> Any:
-        return run(module, echo, {"on_open": closing})
-
-    compare(example, ([("on_open",), ("on_close", 1000, None)], False))
+    compare(lambda module: run(module, echo, ONE_MESSAGE), (ONE_MESSAGE_TOLD, False))
 
 
 @pytest.mark.parametrize("kind", ["socks4", "socks4a", "socks5", "socks5h"])
@@ -618,12 +579,12 @@ def test_socks_proxy(kind: str, echo: str) -> None:
         events, _ = run(
             compat,
             echo,
-            {"on_open": sending("through"), "on_message": closing},
+            ONE_MESSAGE,
             http_proxy_host="127.0.0.1",
             http_proxy_port=proxy.port,
             proxy_type=kind,
         )
-        assert ("on_message", "through") in events
+        assert events == ONE_MESSAGE_TOLD
         assert len(proxy.targets) == 1
 
 
@@ -696,8 +657,6 @@ class Loop:
         send(sock, data)
 
     def dispatch(self, done: Callable[[], bool]) -> None:
-        import select
-
         deadline = time.monotonic() + SOON
         while not done():
             assert time.monotonic() < deadline, "the loop does not come to its end"
@@ -713,43 +672,34 @@ class Loop:
 
 
 def test_example_dispatcher_with_reconnect() -> None:
-    """The README's long-lived connection: lost once, it comes back."""
+    """The README's long-lived connection: lost once, it comes back, and on_error is not told.
 
-    def example(module: Any) -> Any:
-        def script(connection: RawConnection) -> None:
-            connection.upgrade()
-            connection.sock.sendall(frame(1, b"message"))
-            if server.connections == 1:
-                connection.reset()
-            else:
-                connection.read_to_end()
+    Not compared: websocket-client leaves the reader in the loop then, and connects twice.
+    """
+    done = threading.Event()
 
-        diary, loop = Diary(), Loop()
-        done = threading.Event()
-        with RawServer(script) as server:
-            app = module.WebSocketApp(
-                server.url,
-                **diary.callbacks(
-                    "on_open",
-                    "on_message",
-                    "on_error",
-                    "on_reconnect",
-                    on_message=lambda *_: done.set() if server.connections == 2 else None,
-                ),
-            )
-            result = app.run_forever(dispatcher=loop, reconnect=0.1)
-            loop.dispatch(done.is_set)
-            app.close(timeout=0.1)
-        return diary.events, result, loop.signals
+    def script(connection: RawConnection) -> None:
+        connection.upgrade()
+        connection.sock.sendall(frame(1, b"message"))
+        if server.connections == 1:
+            assert first.wait(SOON)
+            connection.reset()
+        else:
+            connection.read_frame()
 
-    expected = [
-        ("on_open",),
-        ("on_message", "message"),
-        ("on_error", "ConnectionResetError"),
-        ("on_reconnect",),
-        ("on_message", "message"),
-    ]
-    compare(example, (expected, False, [2]))
+    def on_message(app: Any, message: str) -> None:
+        (first if not first.is_set() else done).set()
+
+    first, diary, loop = threading.Event(), Diary(), Loop()
+    with RawServer(script) as server:
+        app = compat.WebSocketApp(server.url, **diary.callbacks(on_message=on_message))
+        assert app.run_forever(dispatcher=loop, reconnect=0.1) is False
+        loop.dispatch(done.is_set)
+        app.close(timeout=0.1)
+    message = [("on_data", "message", 1, True), ("on_message", "message")]
+    assert diary.events == [("on_open",), *message, ("on_reconnect",), *message]
+    assert loop.signals == [2]
+    assert app.has_errored
 
 
 @pytest.mark.parametrize("how", ["callback", "thread", "keep_running", "peer", "refused"])
@@ -864,9 +814,11 @@ def test_what_on_error_is_told_of_a_close_frame() -> None:
         app = module.WebSocketApp(url, **diary.callbacks())
         app.run_forever()
         (error,) = diary.errors
-        return error.status_code, error.reason, app.last_close_frame.data
+        if module is compat:
+            assert app.last_close_frame.data == b"\x0f\xa1why"
+        return error.status_code, error.reason
 
-    compare(served(saying(close_frame(4001, "why")), example), (4001, "why", b"\x0f\xa1why"))
+    compare(served(saying(close_frame(4001, "why")), example), (4001, "why"))
 
 
 def test_refused() -> None:
@@ -900,12 +852,12 @@ def test_a_refused_handshake() -> None:
         assert isinstance(error, websocket.WebSocketBadStatusException)
         headers = error.resp_headers
         assert headers is not None
-        told = (error.status_code, error.status_message, headers["x-why"], error.resp_body)
-        return diary.events, result, told
+        if COMPARABLE:
+            assert error.status_message == "Forbidden"
+        return diary.events, result, (error.status_code, headers["x-why"], error.resp_body)
 
     expected = [("on_error", "WebSocketBadStatusException"), ("on_close", None, None)]
-    told = (403, "Forbidden", "Because", b"body")
-    compare(served(script, example), (expected, True, told))
+    compare(served(script, example), (expected, True, (403, "Because", b"body")))
 
 
 def test_an_answer_that_is_no_handshake() -> None:
@@ -929,10 +881,13 @@ def test_no_answer() -> None:
 
 
 def test_close_with_a_code(echo: str) -> None:
-    def example(module: Any) -> Any:
-        return run(module, echo, {"on_open": lambda app: app.close(status=4002, reason="enough")})
+    def close(app: Any, message: str) -> None:
+        app.close(status=4002, reason="enough")
 
-    compare(example, ([("on_open",), ("on_close", 4002, "enough")], False))
+    def example(module: Any) -> Any:
+        return run(module, echo, {**ONE_MESSAGE, "on_message": close})
+
+    compare(example, ([*ONE_MESSAGE_TOLD[:-1], ("on_close", 4002, "enough")], False))
 
 
 def test_closing_the_socket_itself(echo: str) -> None:
@@ -945,12 +900,17 @@ def test_closing_the_socket_itself(echo: str) -> None:
 def test_a_close_that_is_not_answered() -> None:
     def example(module: Any, url: str) -> Any:
         begun = time.monotonic()
-        result = run(module, url, {"on_open": lambda app: app.close(timeout=0.2)})
+        result = run(module, url, {"on_message": lambda app, message: app.close(timeout=0.2)})
         assert 0.15 < time.monotonic() - begun < 3
         return result
 
-    script = saying()
-    compare(served(script, example), ([("on_open",), ("on_close", None, None)], False))
+    def script(connection: RawConnection) -> None:
+        connection.upgrade()
+        connection.sock.sendall(frame(1, b"hi"))
+        connection.read_to_end()
+
+    expected = [*ONE_MESSAGE_TOLD[:-1], ("on_close", None, None)]
+    compare(served(script, example), (expected, False))
 
 
 def test_keep_running(echo: str) -> None:
@@ -991,14 +951,11 @@ def test_again(echo: str) -> None:
             if len(diary.of("on_close")) == 1:
                 app.run_forever()
 
-        app = module.WebSocketApp(
-            echo, **diary.callbacks("on_open", on_open=closing, on_close=on_close)
-        )
+        app = module.WebSocketApp(echo, **diary.callbacks(**ONE_MESSAGE, on_close=on_close))
         app.keep_running = True
         return app.run_forever(), app.run_forever(), diary.events
 
-    once = [("on_open",), ("on_close", 1000, None)]
-    compare(example, (False, False, once * 3))
+    compare(example, (False, False, ONE_MESSAGE_TOLD * 3))
 
 
 def test_two_runs_at_once(echo: str) -> None:
@@ -1133,9 +1090,12 @@ def test_many_messages_in_order(echo: str) -> None:
 
 def test_kinds_of_messages(echo: str) -> None:
     def example(module: Any) -> Any:
-        received: List[Any] = []
+        messages: List[Any] = []
+        pongs: List[bytes] = []
 
         def on_open(app: Any) -> None:
+            app.send("", websocket.ABNF.OPCODE_PING)
+            app.sock.ping("sock ping")
             app.send("text")
             app.send(b"as text")
             app.send_text("send_text")
@@ -1144,22 +1104,23 @@ def test_kinds_of_messages(echo: str) -> None:
             app.send(b"binary", websocket.ABNF.OPCODE_BINARY)
             app.sock.send("sock")
             app.sock.send_binary(b"sock binary")
-            app.send("", websocket.ABNF.OPCODE_PING)
-            app.sock.ping("sock ping")
 
-        def on_pong(app: Any, payload: bytes) -> None:
-            received.append(payload)
-            if payload == b"sock ping":
-                app.close()
+        def noting(into: List[Any]) -> Callable[..., None]:
+            def note(app: Any, payload: Any) -> None:
+                into.append(payload)
+                if (len(messages), len(pongs)) == (8, 2):
+                    app.close()
+
+            return note
 
         app = module.WebSocketApp(
-            echo, on_open=on_open, on_pong=on_pong, on_message=lambda _, x: received.append(x)
+            echo, on_open=on_open, on_pong=noting(pongs), on_message=noting(messages)
         )
         app.run_forever()
-        return received
+        return messages, pongs
 
     expected = ["text", "as text", "send_text", b"bytes", b"bytearray", b"binary", "sock"]
-    compare(example, [*expected, b"sock binary", b"", b"sock ping"])
+    compare(example, ([*expected, b"sock binary"], [b"", b"sock ping"]))
 
 
 def test_what_cannot_be_sent(echo: str) -> None:
@@ -1333,14 +1294,15 @@ def test_ctrl_c(phase: str) -> None:
     """In every wait it ends the run."""
 
     def script(connection: RawConnection) -> None:
-        if phase == "opening":
-            reached.set()
-        else:
+        if phase != "opening":
             connection.upgrade()
-            if phase == "between":
-                connection.reset()
-            reached.set()
-        connection.read_to_end()
+        if phase == "between":
+            connection.reset()
+        reached.set()
+        if phase == "opening":
+            connection.read_to_end()
+        elif phase == "open":
+            connection.answer_close()
 
     reached = threading.Event()
     main = threading.main_thread().ident
@@ -1363,7 +1325,8 @@ def test_ctrl_c(phase: str) -> None:
             thread.join(SOON)
     assert time.monotonic() - begun < 8
     error = "ConnectionResetError" if phase == "between" else "KeyboardInterrupt"
-    assert diary.events == [("on_error", error), ("on_close", None, None)]
+    closed = ("on_close", 1000 if phase == "open" else None, None)
+    assert diary.events == [("on_error", error), closed]
 
 
 # Coming back.
@@ -1408,17 +1371,14 @@ def test_reconnect_after_a_close_frame(echo: str) -> None:
         diary = Diary()
 
         def on_open(app: Any) -> None:
-            if len(diary.events) == 1:
-                app.send("close 1000 bye")
-            else:
-                app.close()
+            app.send("close 1000 bye" if len(diary.events) == 1 else "hi")
 
-        app = module.WebSocketApp(
-            echo, **diary.callbacks("on_open", "on_error", "on_close", on_open=on_open)
-        )
+        callbacks = diary.callbacks(on_open=on_open, on_message=closing)
+        del callbacks["on_reconnect"]
+        app = module.WebSocketApp(echo, **callbacks)
         return app.run_forever(reconnect=0.05), diary.events
 
-    compare(example, (False, [("on_open",), ("on_open",), ("on_close", 1000, None)]))
+    compare(example, (False, [("on_open",), *ONE_MESSAGE_TOLD]))
 
 
 def test_reconnect_when_nobody_is_there() -> None:
@@ -1519,37 +1479,33 @@ def test_a_slow_callback_is_no_dead_peer(echo: str) -> None:
 
 @pytest.mark.parametrize("end", ["closed", "lost", "refused", "dispatcher"])
 def test_nothing_is_left_to_the_collector(end: str, echo: str) -> None:
-    app = compat.WebSocketApp(
-        "ws://127.0.0.1:1/" if end == "refused" else echo,
-        on_open=sending("close 1011 lost") if end == "lost" else closing,
-    )
     sockets: List[weakref.ref[Any]] = []
-    app.on_open, before = noting(app.on_open, sockets), gc.isenabled()
+
+    def on_open(app: Any) -> None:
+        sockets.append(weakref.ref(app.sock))
+        app.send("close 1011 lost" if end == "lost" else "hi")
+
+    app = compat.WebSocketApp(
+        "ws://127.0.0.1:1/" if end == "refused" else echo, on_open=on_open, on_message=closing
+    )
+    before = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         if end == "dispatcher":
             loop = Loop()
             app.run_forever(dispatcher=loop, ping_interval=1)
-            loop.dispatch(lambda: app.has_done_teardown)
+            loop.dispatch(lambda: not app.keep_running)
             del loop
         else:
             app.run_forever(ping_interval=1)
-        reference = weakref.ref(app)
-        assert [one() for one in sockets] == [None] * len(sockets)
-        del app
-        assert reference() is None
+        assert [one() for one in sockets] == [None] * (end != "refused")
+        sockets.append(weakref.ref(app))
+        app = None
+        assert sockets[-1]() is None
     finally:
         if before:
             gc.enable()
-
-
-def noting(callback: Any, sockets: List[weakref.ref[Any]]) -> Callable[..., None]:
-    def on_open(app: Any) -> None:
-        sockets.append(weakref.ref(app.sock))
-        callback(app)
-
-    return on_open
 
 
 def test_nobody_waits_for_a_callback(echo: str) -> None:
@@ -1570,7 +1526,3 @@ def test_nobody_waits_for_a_callback(echo: str) -> None:
     closed.set()
     thread.join(SOON)
     assert not thread.is_alive()
-
-
-def module_names() -> List[ModuleType]:
-    return [websocket, compat]

@@ -283,7 +283,7 @@ class _Run:
                     self._again = True
                     self._attempt()
         except (KeyboardInterrupt, Exception) as error:
-            logger.info("the run ends: %r", error)
+            logger.info("the run ends: %s", repr(error))
             self._tear_down()
         finally:
             if self._dispatcher is None:
@@ -307,6 +307,7 @@ class _Run:
                 self._call(app.on_open)
             if self._dispatcher is not None:
                 self._dispatcher.read(sock.inbox, self._readable)
+                sock.inbox.wake()  # what came during the opening is filed already
                 return
             while app.keep_running:
                 event = sock.inbox.take()
@@ -396,7 +397,8 @@ class _Run:
         try:
             callback(app, *arguments)
         except Exception as error:
-            logger.error("callback %r raised %r", callback, error)
+            # As text: a log that keeps its records would keep the error, and so the app.
+            logger.error("callback %s raised %s", repr(callback), repr(error))
             if app.on_error is not None and callback is not app.on_error:
                 app.on_error(app, error)
 
@@ -405,7 +407,8 @@ class _Run:
         if not self._app.keep_running:
             return
         closed = sock.closed_with is not None and sock.failure is None
-        quiet = self._again or (closed and bool(self._reconnect))
+        comes_back = bool(self._reconnect) and (closed or self._dispatcher is not None)
+        quiet = self._again or comes_back
         self._lost(sock.why(), quiet, closed)
 
     def _lost(self, error: BaseException, quiet: bool, closed: bool = False) -> None:
@@ -423,7 +426,7 @@ class _Run:
             finally:
                 del error
         if not self._reconnect:
-            logger.info("over: %r", error)
+            logger.info("over: %s", repr(error))
             self._tear_down()
         elif self._dispatcher is not None:
             self._dispatcher.timeout(self._reconnect, self._retry)

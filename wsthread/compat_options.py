@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import http
 import ipaddress
 import logging
@@ -268,17 +269,17 @@ def _excluded(host: str, names: Sequence[str]) -> bool:
 
 def translate(error: Optional[BaseException]) -> Exception:
     """Return what websocket-client raises where this library has `error` (None: it closed)."""
+    if error is None:
+        return WebSocketConnectionClosedException("the connection is closed")
     translated = _translate(error)
-    if translated is not error and error is not None and translated is not error.__cause__:
-        translated.__cause__ = error
+    translated.__cause__ = error
     return translated
 
 
-def _translate(error: Optional[BaseException]) -> Exception:
+def _translate(error: BaseException) -> Exception:
     text = str(error)
-    cause = None if error is None else error.__cause__
-    if error is None:
-        return WebSocketConnectionClosedException("the connection is closed")
+    # A copy: the original is the client's, which a raised error's frames hold.
+    cause = copy.copy(error.__cause__)
     if isinstance(error, HandshakeError):
         return _translate_handshake(error)
     if isinstance(error, ProxyError):
@@ -293,8 +294,9 @@ def _translate(error: Optional[BaseException]) -> Exception:
         payload = error.code == CloseCode.INVALID_DATA
         return (WebSocketPayloadException if payload else WebSocketProtocolException)(text)
     if isinstance(error, (ConnectionClosed, NotConnected)):
-        reset = isinstance(cause, ConnectionResetError)
-        return cause if reset else WebSocketConnectionClosedException(text)  # type: ignore[return-value]
+        if isinstance(cause, ConnectionResetError):
+            return cause
+        return WebSocketConnectionClosedException(text)
     return WebSocketException(text)
 
 
