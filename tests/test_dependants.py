@@ -223,24 +223,25 @@ def test_pysher(load: Load) -> None:
 # pybit: Bybit's market data.
 
 
-def bybit(service: Service, connection: ServerConnection, message: Any) -> None:
-    if message is None:
-        return
-    if message["op"] == "ping":
-        say(connection, {"success": True, "ret_msg": "pong", "op": "ping"})
-    elif message["op"] == "subscribe":
-        say(connection, {"success": True, "op": "subscribe", "req_id": message["req_id"]})
-        (topic,) = message["args"]
-        number = len(service.connections)
-        snapshot = {"symbol": "BTCUSDT", "lastPrice": f"{number}00", "volume": "7"}
-        say(connection, {"topic": topic, "type": "snapshot", "data": snapshot})
-        delta = {"lastPrice": f"{number}01"}
-        say(connection, {"topic": topic, "type": "delta", "data": delta})
-
-
 def test_pybit(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load("pybit.unified_trading")
     prices: queue.Queue[Any] = queue.Queue()
+    ready = threading.Event()  # pybit notes what it subscribed to only when it has sent it
+
+    def bybit(service: Service, connection: ServerConnection, message: Any) -> None:
+        if message is None:
+            return
+        if message["op"] == "ping":
+            say(connection, {"success": True, "ret_msg": "pong", "op": "ping"})
+        elif message["op"] == "subscribe":
+            assert ready.wait(SOON)
+            say(connection, {"success": True, "op": "subscribe", "req_id": message["req_id"]})
+            (topic,) = message["args"]
+            number = len(service.connections)
+            snapshot = {"symbol": "BTCUSDT", "lastPrice": f"{number}00", "volume": "7"}
+            say(connection, {"topic": topic, "type": "snapshot", "data": snapshot})
+            delta = {"lastPrice": f"{number}01"}
+            say(connection, {"topic": topic, "type": "delta", "data": delta})
 
     with Service(bybit).running() as service:
         address = f"ws://127.0.0.1:{service.port}/v5/public/{{CHANNEL_TYPE}}"
@@ -252,6 +253,7 @@ def test_pybit(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
                 "BTCUSDT",
                 lambda told: prices.put((told["data"]["lastPrice"], told["data"]["volume"])),
             )
+            ready.set()
             for number in range(2):
                 sent = service.wait_for(lambda message: message["op"] == "subscribe")
                 assert (sent[0], sent[1]["args"]) == (number, ["tickers.BTCUSDT"])
