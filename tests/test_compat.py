@@ -327,6 +327,28 @@ def requests_of(
     return heads
 
 
+def test_fields_that_are_the_handshakes() -> None:
+    """In `header` some are arguments, and others not sent; websocket-client sends them twice."""
+    heads: List[List[bytes]] = []
+
+    def script(connection: RawConnection) -> None:
+        chosen = b"Sec-WebSocket-Protocol: b\r\n"
+        heads.append(connection.upgrade(headers=chosen).lower().split(b"\r\n"))
+        connection.answer_close()
+
+    header = ["Host: elsewhere", "Sec-WebSocket-Protocol: a, b", "Connection: close", "X-A: b:c"]
+    with RawServer(script) as server:
+        run(compat, server.url, {"on_open": closing}, {"header": header})
+    assert {b"host: elsewhere", b"x-a: b:c"} <= set(heads[0])
+    assert [line for line in heads[0] if line.startswith(b"connection")] == [b"connection: upgrade"]
+    assert sum(line.startswith(b"sec-websocket-protocol: a,") for line in heads[0]) == 1
+
+
+def test_a_header_without_a_colon(echo: str) -> None:
+    expected = [("on_error", "ValueError"), ("on_close", None, None)]
+    assert run(compat, echo, app_options={"header": ["nonsense"]}) == (expected, True)
+
+
 @pytest.fixture
 def default_timeout() -> Iterator[None]:
     websocket.setdefaulttimeout(0.8)
@@ -518,9 +540,37 @@ def test_example_tls(
     compare(example, (expected, not good))
 
 
-def test_wrong_sslopt(secure_echo: str) -> None:
+def test_everything_of_sslopt(
+    secure_echo: str,
+    certificates: Certificates,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the two variables of the environment that go with it."""
+    bundles, mine, keys = tmp_path / "bundles", certificates.write(tmp_path), tmp_path / "keys"
+    bundles.mkdir()
+    monkeypatch.setenv("SSLKEYLOGFILE", str(keys))
+    sslopt = {"ciphers": "DEFAULT", "ecdh_curve": "prime256v1", "certfile": mine, "keyfile": mine}
+    url = secure_echo.replace("127.0.0.1", "localhost")
+
     def example(module: Any) -> Any:
-        sslopt = {"ca_certs": "/no/such/file"}
+        before = len(keys.read_text().splitlines()) if keys.exists() else 0
+        result = run(module, url, ONE_MESSAGE, sslopt={**sslopt, "cert_chain": (mine, mine, None)})
+        return result, len(keys.read_text().splitlines()) > before
+
+    monkeypatch.setenv("WEBSOCKET_CLIENT_CA_BUNDLE", certificates.write_authority(tmp_path))
+    compare(example, ((ONE_MESSAGE_TOLD, False), True))
+    monkeypatch.setenv("WEBSOCKET_CLIENT_CA_BUNDLE", str(bundles))  # a directory, with nothing
+    expected = [("on_error", "SSLCertVerificationError"), ("on_close", None, None)]
+    compare(lambda module: run(module, url), (expected, True))
+
+
+@pytest.mark.parametrize(
+    "sslopt",
+    [{"ca_certs": "/no/such/file"}, {"cert_reqs": ssl.CERT_NONE, "check_hostname": True}],
+)
+def test_wrong_sslopt(sslopt: Dict[str, Any], secure_echo: str) -> None:
+    def example(module: Any) -> Any:
         return run(module, secure_echo, sslopt=sslopt)
 
     expected = [("on_error", "WebSocketException"), ("on_close", None, None)]
@@ -569,6 +619,8 @@ def test_hosts_without_a_proxy_by_the_environment(
     assert run(compat, echo) == (expected, True)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     compare(lambda module: run(module, echo, ONE_MESSAGE), (ONE_MESSAGE_TOLD, False))
+    given = {"http_proxy_host": "127.0.0.1", "http_proxy_port": 1, "proxy_type": "http"}
+    compare(lambda module: run(module, echo, ONE_MESSAGE, **given), (ONE_MESSAGE_TOLD, False))
 
 
 @pytest.mark.parametrize("kind", ["socks4", "socks4a", "socks5", "socks5h"])
@@ -631,6 +683,25 @@ def test_example_unix_socket(tmp_path: Path) -> None:
 
     events, _ = compare(example)
     assert ("on_message", "by a file") in events
+
+
+def test_a_given_socket_and_wss(
+    secure_echo: str, certificates: Certificates, tmp_path: Path
+) -> None:
+    """TLS is put over it; websocket-client takes one that has TLS already."""
+    port = int(secure_echo.rstrip("/").rpartition(":")[2])
+    sslopt = {"ca_certs": certificates.write_authority(tmp_path)}
+
+    def told(given: socket.socket) -> Any:
+        url = f"wss://localhost:{port}/"
+        return run(compat, url, ONE_MESSAGE, {"socket": given}, sslopt=sslopt)
+
+    with socket.create_connection(("127.0.0.1", port)) as given:
+        assert told(given) == (ONE_MESSAGE_TOLD, False)
+    with socket.create_connection(("127.0.0.1", port)) as plain:
+        context = certificates.client_context()
+        with context.wrap_socket(plain, server_hostname="localhost") as given:
+            assert told(given) == ([("on_error", "TypeError"), ("on_close", None, None)], True)
 
 
 class Loop:
@@ -725,6 +796,29 @@ def test_the_end_with_a_dispatcher(how: str, echo: str) -> None:
     assert result is (how == "refused")
     assert not loop.readers
     assert set(diary.threads) == {threading.get_ident()}
+
+
+def test_an_on_error_that_raises_with_a_dispatcher(echo: str) -> None:
+    """It ends the run, in the loop."""
+    diary, loop = Diary(), Loop()
+    scripts = {"on_message": failing(ValueError()), "on_error": failing(KeyError())}
+    app = compat.WebSocketApp(echo, **diary.callbacks(on_open=sending("hi"), **scripts))
+    assert app.run_forever(dispatcher=loop) is False
+    loop.dispatch(lambda: bool(diary.of("on_close")))
+    told = [("on_error", "ValueError"), ("on_error", "KeyError"), ("on_close", 1000, None)]
+    assert diary.events == [*ONE_MESSAGE_TOLD[:-1], *told]
+    assert app.has_errored
+    assert not loop.readers
+
+
+def test_closing_between_two_attempts_with_a_dispatcher() -> None:
+    diary, loop = Diary(), Loop()
+    app = compat.WebSocketApp("ws://127.0.0.1:1/", **diary.callbacks())
+    app.run_forever(dispatcher=loop, reconnect=0.05)
+    app.close()
+    loop.dispatch(lambda: app.has_done_teardown)
+    assert diary.events == [("on_error", "ConnectionRefusedError"), ("on_close", None, None)]
+    assert not loop.timers
 
 
 def test_example_rel(echo: str) -> None:
@@ -951,6 +1045,25 @@ def test_again(echo: str) -> None:
     compare(example, (False, False, ONE_MESSAGE_TOLD * 3))
 
 
+def test_closing_while_it_opens() -> None:
+    """The run ends at once, and that is no error."""
+    reached = threading.Event()
+
+    def script(connection: RawConnection) -> None:
+        connection.read_head()
+        reached.set()
+        connection.read_to_end()
+
+    diary = Diary()
+    with RawServer(script) as server:
+        app = compat.WebSocketApp(server.url, **diary.callbacks())
+        thread = threading.Thread(target=lambda: reached.wait(SOON) and app.close())
+        thread.start()
+        assert app.run_forever(reconnect=30) is False
+        thread.join(SOON)
+    assert diary.events == [("on_close", None, None)]
+
+
 def test_two_runs_at_once(echo: str) -> None:
     def example(module: Any) -> Any:
         raised: List[type] = []
@@ -1095,7 +1208,7 @@ def test_kinds_of_messages(echo: str) -> None:
             app.send_bytes(b"bytes")
             app.send_bytes(bytearray(b"bytearray"))
             app.send(b"binary", websocket.ABNF.OPCODE_BINARY)
-            app.sock.send("sock")
+            app.sock.send_text("sock")
             app.sock.send_binary(b"sock binary")
 
         def noting(into: List[Any]) -> Callable[..., None]:
@@ -1124,6 +1237,8 @@ def test_what_cannot_be_sent(echo: str) -> None:
             with pytest.raises(websocket.WebSocketException) as info:
                 app.send("x", opcode)
             raised.append(type(info.value))
+        with pytest.raises(UnicodeDecodeError):
+            app.send(b"\xff")
         app.send("", websocket.ABNF.OPCODE_PONG)  # every ping is answered already
         app.send(b"\x0f\xa2bye", websocket.ABNF.OPCODE_CLOSE)
 
@@ -1181,6 +1296,9 @@ def test_a_send_that_times_out(default_timeout: None) -> None:
         connection.reset()
 
     def on_open(app: Any) -> None:
+        assert app.sock.gettimeout() == 0.8
+        app.sock.settimeout(0.3)
+        assert app.sock.gettimeout() == 0.3
         while True:
             app.send_bytes(b"x" * 1_000_000)
 

@@ -60,7 +60,7 @@ class WebSocketApp:
     :param get_mask_key: ignored: masks are random (RFC 6455 5.3).
     :param cookie: the ``Cookie`` header field.
     :param subprotocols: the subprotocols offered.
-    :param socket: a connected socket to use instead of making one; no TLS is put over it.
+    :param socket: a connected socket to use instead of making one; not an ``SSLSocket``.
     """
 
     def __init__(

@@ -108,10 +108,6 @@ def client_arguments(
     if subprotocols is None and "sec-websocket-protocol" in owned:
         subprotocols = [name.strip() for name in owned["sec-websocket-protocol"].split(",")]
     host = options.host or owned.get("host")
-    if sock is not None and target.secure:
-        # A socket that is given is used as it is: TLS is not put over it.
-        authority = f"[{target.host}]" if ":" in target.host else target.host
-        url, host = f"ws://{authority}:{target.port}{target.resource}", host or target.authority
     timeout = getdefaulttimeout() or _CONNECT_TIMEOUT
     if options.http_proxy_host and options.http_proxy_timeout:
         timeout = options.http_proxy_timeout
@@ -122,7 +118,7 @@ def client_arguments(
         "origin": None if options.suppress_origin else origin,
         "host": host or None,
         "user_agent": None,
-        "ssl_context": _ssl_context(options.sslopt or {}) if target.secure and not sock else None,
+        "ssl_context": _ssl_context(options.sslopt or {}) if target.secure else None,
         "proxy": _proxy(target, options),
         "socket": sock,
         "sockopt": tuple(options.sockopt or ()),

@@ -32,6 +32,14 @@ def _nothing() -> None:
     """A job that only wakes."""
 
 
+def _text(payload: Payload) -> str:
+    return payload if isinstance(payload, str) else bytes(payload).decode()
+
+
+def _bytes(payload: Payload) -> bytes:
+    return payload.encode() if isinstance(payload, str) else bytes(payload)
+
+
 def _translated(function: Callable[..., Any], *arguments: Any) -> None:
     """Call; raise websocket-client's error for ours."""
     try:
@@ -168,17 +176,15 @@ class Socket:
         """Close; wait at most `timeout` seconds (None: for ever) for the peer's close frame."""
         client = self._client
         if client is not None:
-            text = reason if isinstance(reason, str) else bytes(reason).decode()
             try:
-                client.disconnect(status, text, timeout)
+                client.disconnect(status, _text(reason), timeout)
             finally:
                 self._settle(client)
 
     def send_close(self, status: int = 1000, reason: Union[str, bytes] = "") -> None:
         """Send a close frame; do not wait for the peer's."""
         if self._client is not None:
-            text = reason if isinstance(reason, str) else bytes(reason).decode()
-            self._client.disconnect(status, text, wait=False)
+            self._client.disconnect(status, _text(reason), wait=False)
 
     def abort(self) -> None:
         """End the connection at once, without a close frame."""
@@ -249,11 +255,11 @@ class Socket:
         elif opcode == ABNF.OPCODE_PONG:
             self.pong(payload)
         elif opcode == ABNF.OPCODE_CLOSE:
-            data = payload.encode() if isinstance(payload, str) else bytes(payload)
+            data = _bytes(payload)
             code = struct.unpack("!H", data[:2])[0] if len(data) >= 2 else CloseCode.NORMAL_CLOSURE
             self.send_close(code, data[2:])
         elif opcode == ABNF.OPCODE_TEXT:
-            self._send(payload if isinstance(payload, str) else bytes(payload).decode())
+            self._send(_text(payload))
         elif opcode == ABNF.OPCODE_BINARY:
             self._send(payload.encode() if isinstance(payload, str) else payload)
         else:
@@ -288,7 +294,7 @@ class Socket:
     def _ping(self, payload: Payload, timeout: float) -> None:
         if self._client is None:
             raise WebSocketConnectionClosedException("the connection is not open")
-        data = payload.encode() if isinstance(payload, str) else bytes(payload)
+        data = _bytes(payload)
         if not data:
             data = os.urandom(8)
             self._own_pings.append(data)
