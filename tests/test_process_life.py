@@ -69,6 +69,8 @@ def instructions(thorough: int, quick: int) -> List[Any]:
 
 def traced(at: At, function: Callable[[], Any]) -> None:
     before = sys.gettrace()
+    # CPython 3.12 traces no instruction before some frame has asked for it.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(at)
     try:
         function()
