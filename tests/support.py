@@ -27,12 +27,14 @@ SOON = 10.0
 class Certificates:
     """A certificate authority and a server certificate of its making.
 
-    It is for 127.0.0.1, ::1, localhost, and server.test, a name that resolves nowhere.
+    If not told otherwise it is for 127.0.0.1, ::1, localhost, and server.test, a name that
+    resolves nowhere.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *names: str) -> None:
         self._ca = trustme.CA()
-        self._cert = self._ca.issue_cert("127.0.0.1", "localhost", "::1", "server.test")
+        names = names or ("127.0.0.1", "localhost", "::1", "server.test")
+        self._cert = self._ca.issue_cert(*names)
 
     def client_context(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
