@@ -16,7 +16,8 @@ import pytest
 import wsthread
 from tests.lasting import SteadyServer
 from tests.soak import Ledger, chaos, live
-from tests.support import SOON, Certificates, Recorder
+from tests.support import SOON, Certificates
+from wsthread.testing import RecordingDelegate
 
 pytestmark = [pytest.mark.unmeasured, pytest.mark.timeout(180)]
 
@@ -75,7 +76,7 @@ class BreaksHalfway(socket.socket):
 
 def test_promise_09_what_the_kernel_took_before_the_break_was_sent() -> None:
     """A program that sends again what comes back would send it twice."""
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with SteadyServer() as server:
         sock = BreaksHalfway()
         sock.connect(("127.0.0.1", server.port))

@@ -26,7 +26,6 @@ from tests.support import (
     Peer,
     RawConnection,
     RawServer,
-    Recorder,
     close_frame,
     echo_server,
     frame,
@@ -34,6 +33,7 @@ from tests.support import (
     peer,
 )
 from wsthread import cli
+from wsthread.testing import RecordingDelegate
 
 COMMAND = [sys.executable, "-W", "error", "-m", "wsthread"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -692,11 +692,11 @@ def echo_command(*arguments: str) -> Iterator[Any]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_echo_server(number: signal.Signals) -> None:
     with echo_command() as process:
-        recorder = Recorder()
+        recorder = RecordingDelegate()
         with opened(process.url, recorder) as client:
             client.send("text")
             client.send(b"binary")
-            recorder.wait_for("message", 2)
+            recorder.wait_for("message", count=2)
             assert recorder.messages() == ["text", b"binary"]
             process.send_signal(number)
             assert recorder.wait_for("close")[1] == 1001

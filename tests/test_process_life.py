@@ -20,7 +20,8 @@ from typing import Any, Callable, Iterator, List, Optional, Set
 import pytest
 
 import wsthread
-from tests.support import SOON, RawConnection, RawServer, Recorder, echo_server, eventually
+from tests.support import SOON, RawConnection, RawServer, echo_server, eventually
+from wsthread.testing import RecordingDelegate
 
 PACKAGE = os.path.dirname(wsthread.__file__)
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +97,7 @@ def test_promise_04_disconnect_in_a_signal_handler_at_any_instruction_of_send(
     reached = 0
     with echo_server() as url:
         for number in numbers:
-            recorder = Recorder()
+            recorder = RecordingDelegate()
             client = wsthread.WebSocketClient(url, recorder, close_timeout=SOON)
             client.connect()
             at = At(number, lambda: client.disconnect(wait=False))  # noqa: B023
@@ -125,7 +126,7 @@ def test_promise_03_a_finaliser_at_any_instruction_of_the_reader(numbers: range)
     reached = 0
     with echo_server() as url:
         for number in numbers:
-            recorder = Recorder()
+            recorder = RecordingDelegate()
             client = wsthread.WebSocketClient(url, recorder, close_timeout=SOON)
             cell = [wsthread.WebSocketClient(url)]
             cell[0].connect()
@@ -253,7 +254,7 @@ def in_child(client: Any, results: Any, url: str) -> None:
     except wsthread.NotConnected:
         found.append("NotConnected")
     found.append(client.disconnect())
-    own = Recorder()
+    own = RecordingDelegate()
     with wsthread.WebSocketClient(url, own) as mine:
         mine.send("own")
         found.append(own.wait_for("message")[1])
@@ -266,7 +267,7 @@ def in_child(client: Any, results: Any, url: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_promise_17_multiprocessing_by_fork() -> None:
     context = multiprocessing.get_context("fork")
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with echo_server() as url, wsthread.WebSocketClient(url, recorder) as client:
         results = context.SimpleQueue()
         workers = [context.Process(target=in_child, args=(client, results, url)) for _ in range(3)]
