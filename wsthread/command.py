@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 from types import FrameType
-from typing import Any, Callable, Dict, Iterator, Optional, Union
+from typing import Any, Callable, Dict, Optional, Union
 
 from .client import WebSocketClient
 from .errors import ConnectError, ConnectionClosed, ProtocolError, WebSocketError
@@ -24,37 +24,36 @@ BROKEN_PIPE = SIGNALLED + 13
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal asks the command to end."""
+class Signals:
+    """Calls a function when a signal asks the command to end; a second one ends the process.
 
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Let signals raise Interrupted in the main thread, once; a second one ends the process.
-
-    A signal that is ignored stays so: nohup, and shells for jobs in the background, mean it.
+    Nothing is raised: an exception at any instruction may come where it is lost, or where a
+    terminal is about to get its settings back. A signal that is ignored stays so: nohup, and
+    shells for jobs in the background, mean it. Main thread only.
     """
-    previous: Dict[int, Any] = {}
 
-    def interrupt(number: int, frame: Optional[FrameType]) -> None:
-        for other in previous:
+    def __init__(self, end: Callable[[], object]) -> None:
+        self._end = end
+        self._previous: Dict[int, Any] = {}
+        self.number: Optional[int] = None  # of the signal that came first
+
+    def __enter__(self) -> Signals:
+        for name in _SIGNALS:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                self._previous[number] = signal.getsignal(number)
+        for number in self._previous:
+            signal.signal(number, self._came)
+        return self
+
+    def _came(self, number: int, frame: Optional[FrameType]) -> None:
+        for other in self._previous:
             signal.signal(other, signal.SIG_DFL)
-        raise Interrupted(number)
+        self.number = number
+        self._end()
 
-    for name in _SIGNALS:
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            previous[number] = signal.getsignal(number)
-    try:
-        for number in previous:
-            signal.signal(number, interrupt)
-        yield
-    finally:
-        for number, handler in previous.items():
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
 
@@ -63,20 +62,26 @@ def live(
 ) -> int:
     """Connect, `talk`, and end in order however that ends; return the exit status.
 
-    `talk` returns when there is nothing more to do. `tell` is told why nothing was opened.
+    `talk` returns when there is nothing more to do, and when the client has ended. `tell` is
+    told why nothing was opened.
     """
-    try:
-        with interruptible():
-            try:
-                client.connect()
+    failure: Optional[ConnectError] = None
+    with Signals(lambda: client.disconnect(wait=False)) as signals:
+        try:
+            client.connect()
+            if signals.number is None:  # one may come before there is anything to end
                 talk()
-            except ConnectError as error:
-                tell(error)
-                return NOT_OPENED
-            finally:
-                client.disconnect()
-    except KeyboardInterrupt as interrupt:  # Interrupted, or the key in a prompt of its own
-        return SIGNALLED + getattr(interrupt, "number", signal.SIGINT)
+        except ConnectError as error:
+            failure = error
+        except KeyboardInterrupt:  # the key, in a prompt of its own
+            signals.number = signals.number or signal.SIGINT
+        finally:
+            client.disconnect()
+    if signals.number is not None:
+        return SIGNALLED + signals.number
+    if failure is not None:
+        tell(failure)
+        return NOT_OPENED
     return _status(client)
 
 

@@ -31,13 +31,12 @@ def run(host: str, port: int) -> int:
     except OSError as error:
         command.tell(f"cannot listen on port {port} of {host}: {error.strerror or error}")
         return command.NOT_OPENED
-    try:
-        with command.interruptible():
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            _print_url(host, server.socket.getsockname()[1])
-            threading.Event().wait()
-    except KeyboardInterrupt:
-        pass  # the way it ends
+    ended = threading.Lock()  # held until it is to end; a signal's handler may release it
+    ended.acquire()
+    with command.Signals(ended.release):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        _print_url(host, server.socket.getsockname()[1])
+        ended.acquire()
     echo.close()
     closer = threading.Thread(target=server.shutdown, daemon=True)  # waits for what is left
     closer.start()

@@ -184,6 +184,7 @@ class Prompt:
     def __init__(self) -> None:
         from prompt_toolkit import PromptSession  # noqa: PLC0415 - an extra
         from prompt_toolkit.buffer import Buffer  # noqa: PLC0415
+        from prompt_toolkit.output import create_output  # noqa: PLC0415
 
         self._typed: queue.SimpleQueue[Optional[str]] = queue.SimpleQueue()
         self._changed = threading.Condition()
@@ -197,7 +198,12 @@ class Prompt:
             self._typed.put(buffer.text)
             return False  # into the history, and out of the prompt
 
-        self._session: PromptSession[str] = PromptSession()
+        # Not asked where its cursor is: the answer is old when lines were shown meanwhile, and the
+        # prompt would then push what is above it off the screen.
+        output = create_output()
+        if hasattr(output, "enable_cpr"):
+            output.enable_cpr = False
+        self._session: PromptSession[str] = PromptSession(output=output)
         self._session.default_buffer.accept_handler = accept
         self._session.app.erase_when_done = True
 
@@ -218,7 +224,6 @@ class Prompt:
         if application.is_running and not application.is_done:
             application.renderer.erase()
             self._print_lines()
-            application.renderer.request_absolute_cursor_position()
             application.invalidate()
 
     def _print_lines(self) -> None:
