@@ -213,7 +213,7 @@ class LocalServer:
         self._server: Any = None
         self._listener: Optional[threading.Thread] = None
         self._stopped = threading.Event()  # of the server that runs
-        self._links: Dict[threading.Thread, socket.socket] = {}  # what was accepted
+        self._served: Dict[threading.Thread, socket.socket] = {}  # by whom; some are over
         self._open: List[Any] = []  # connections after their handshake
         self._refusal: Optional[Tuple[int, Mapping[str, str]]] = None
         self._port = 0
@@ -264,6 +264,7 @@ class LocalServer:
                 ssl=self._server_context,
                 process_request=self._process_request,
                 select_subprotocol=self._select_subprotocol,
+                ping_interval=None,
                 max_size=None,
                 logger=logging.getLogger("wsthread.testing"),
             )
@@ -290,18 +291,15 @@ class LocalServer:
         self.drop()
         server.shutdown()
         listener.join()
-        while True:
-            with self._changed:
-                threads = list(self._links)
-            if not threads:
-                return
-            for thread in threads:
-                thread.join()
+        with self._changed:
+            threads = list(self._served)
+        for thread in threads:
+            thread.join()
 
     def drop(self) -> None:
         """Cut every connection, without a close frame."""
         with self._changed:
-            for sock in self._links.values():
+            for sock in self._served.values():
                 _cut(sock)
 
     def refuse(self, status: int = 503, headers: Optional[Mapping[str, str]] = None) -> None:
@@ -353,17 +351,14 @@ class LocalServer:
     # The connections' threads.
 
     def _run(self, handler: Callable[..., None], sock: socket.socket, address: Any) -> None:
-        """Serve one accepted socket, from its first byte on, where `stop` finds it."""
-        thread = threading.current_thread()
+        """Serve one accepted socket, which `drop` and `stop` find from its first byte on."""
         with self._changed:
-            self._links[thread] = sock
+            for thread in [thread for thread in self._served if not thread.is_alive()]:
+                del self._served[thread]
+            self._served[threading.current_thread()] = sock
             if self._stopped.is_set():
                 _cut(sock)
-        try:
-            handler(sock, address)
-        finally:
-            with self._changed:
-                del self._links[thread]
+        handler(sock, address)
 
     def _process_request(self, connection: Any, request: Any) -> Any:
         with self._changed:
@@ -384,6 +379,7 @@ class LocalServer:
 
         with self._changed:
             stopped = self._stopped
+            self._served[connection.recv_events_thread] = connection.socket
             self._open.append(connection)
             self.connections += 1
             self._changed.notify_all()
