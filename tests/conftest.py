@@ -119,6 +119,14 @@ class Snapshot:
         return left
 
 
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """Let SIGHUP end processes that a test starts, also where nohup started the tests."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a thread of the library, a socket or a process behind.

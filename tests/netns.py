@@ -15,8 +15,8 @@ from typing import Any, Callable, Dict, Iterator
 
 import wsthread
 from tests.lasting import SteadyServer
-from tests.support import Recorder
 from wsthread import Reconnect
+from wsthread.testing import RecordingDelegate
 
 OURS, THEIRS = "10.99.0.1", "10.99.0.2"
 INTERVAL, TIMEOUT = 0.5, 0.7
@@ -80,7 +80,7 @@ def server() -> Iterator[Any]:
 
 def observe(fault: str) -> Dict[str, Any]:
     """Connect, be well, suffer the fault, come back; return what was seen."""
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with server() as process:
         port = int(process.stdout.readline())
         cable = Cable(process.pid)
@@ -93,7 +93,7 @@ def observe(fault: str) -> Dict[str, Any]:
             reconnect=Reconnect(delay=0.1, max_delay=0.2),
         )
         client.connect(timeout=5)
-        recorder.wait_for("pong", 2)
+        recorder.wait_for("pong", count=2)
         act: Callable[[], None] = getattr(cable, fault)
         act()
         since = time.monotonic()
@@ -101,7 +101,7 @@ def observe(fault: str) -> Dict[str, Any]:
         found = time.monotonic() - since
         error = recorder.of("error")[0][1]
         client.send("for later")
-        recorder.wait_for("reconnect", 2)
+        recorder.wait_for("reconnect", count=2)
         cable.repair()
         since = time.monotonic()
         _, message = recorder.wait_for("message")

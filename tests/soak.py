@@ -144,6 +144,16 @@ class Ledger(wsthread.WebSocketDelegate):
             self.counts["reconnects"] += 1
             self.counts[f"because of {type(error).__name__}"] += 1
 
+    def lively(self, seconds: float) -> bool:
+        """Whether the chaos was one, and the client lived through it."""
+        with self._lock:
+            counts = self.counts
+            return (
+                counts["connections"] >= seconds / 4
+                and counts["reconnects"] >= seconds / 4
+                and counts["echoed"] >= seconds * 10
+            )
+
     def settle(self) -> None:
         """The life is over: every message has been told of."""
         with self._lock:
@@ -218,7 +228,12 @@ def live(
     )
     client.connect(wait=False)
     senders = Senders(client, ledger, seed)
-    (stop or threading.Event()).wait(seconds)
+    stop = stop or threading.Event()
+    stop.wait(seconds)
+    # How much happens in that time is chance: a little more is waited for what makes a life.
+    patience = time.monotonic() + max(seconds, 30)
+    while not (ledger.lively(seconds) or time.monotonic() > patience or stop.wait(0.1)):
+        pass
     senders.stop()
     if not client.disconnect():
         ledger.wrong.append("disconnect() could not wait for the callbacks")

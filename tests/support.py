@@ -13,7 +13,7 @@ import struct
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Iterator, Optional, Tuple
 
 import trustme
 from websockets.sync.server import serve
@@ -27,12 +27,14 @@ SOON = 10.0
 class Certificates:
     """A certificate authority and a server certificate of its making.
 
-    It is for 127.0.0.1, ::1, localhost, and server.test, a name that resolves nowhere.
+    If not told otherwise it is for 127.0.0.1, ::1, localhost, and server.test, a name that
+    resolves nowhere.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *names: str) -> None:
         self._ca = trustme.CA()
-        self._cert = self._ca.issue_cert("127.0.0.1", "localhost", "::1", "server.test")
+        names = names or ("127.0.0.1", "localhost", "::1", "server.test")
+        self._cert = self._ca.issue_cert(*names)
 
     def client_context(self) -> ssl.SSLContext:
         context = ssl.create_default_context()
@@ -302,78 +304,6 @@ class RawServer:
         else:
             with contextlib.suppress(BaseException):
                 self.close()
-
-
-class Recorder(wsthread.WebSocketDelegate):
-    """Records every callback as (name, arguments...), and the thread it ran on."""
-
-    def __init__(self) -> None:
-        self.events: List[Tuple[Any, ...]] = []
-        self.threads: List[threading.Thread] = []
-        self.changed = threading.Condition()
-
-    def _note(self, *event: Any) -> None:
-        with self.changed:
-            self.events.append(event)
-            self.threads.append(threading.current_thread())
-            self.changed.notify_all()
-
-    def on_state_change(self, client: Any, state: Any) -> None:
-        self._note("state", state.name)
-
-    def on_open(self, client: Any) -> None:
-        self._note("open")
-
-    def on_message(self, client: Any, message: Any) -> None:
-        self._note("message", message)
-
-    def on_error(self, client: Any, error: Any) -> None:
-        self._note("error", error)
-
-    def on_close(self, client: Any, code: int, reason: str) -> None:
-        self._note("close", code, reason)
-
-    def on_sent(self, client: Any, message: Any) -> None:
-        self._note("sent", message)
-
-    def on_unsent(self, client: Any, message: Any, error: Any) -> None:
-        self._note("unsent", message, error)
-
-    def on_ping(self, client: Any, payload: bytes) -> None:
-        self._note("ping", payload)
-
-    def on_pong(self, client: Any, payload: bytes, latency: Optional[float]) -> None:
-        self._note("pong", payload, latency)
-
-    def on_reconnect(self, client: Any, attempt: int, delay: float, error: Any) -> None:
-        self._note("reconnect", attempt, delay, error)
-
-    def of(self, *names: str) -> List[Tuple[Any, ...]]:
-        with self.changed:
-            return [event for event in self.events if event[0] in names]
-
-    def names(self) -> List[str]:
-        with self.changed:
-            return [event[0] for event in self.events]
-
-    def states(self) -> List[str]:
-        return [event[1] for event in self.of("state")]
-
-    def messages(self) -> List[Any]:
-        return [event[1] for event in self.of("message")]
-
-    def wait_for(self, name: str, count: int = 1, timeout: float = SOON) -> Tuple[Any, ...]:
-        """Wait until `count` events of a name are there; return the last of these."""
-        deadline = time.monotonic() + timeout
-        with self.changed:
-            while True:
-                found = [event for event in self.events if event[0] == name]
-                if len(found) >= count:
-                    return found[count - 1]
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise TimeoutError(f"{count} x {name} not in {self.events}")
-                self.changed.wait(left)
 
 
 class Peer:

@@ -21,13 +21,13 @@ from tests.support import (
     SOON,
     RawConnection,
     RawServer,
-    Recorder,
     close_frame,
     echo_server,
     frame,
 )
 from tests.test_dispatchers import KINDS, Rig, quick, received
 from wsthread import ConnectionState, QueueLimit
+from wsthread.testing import RecordingDelegate
 
 THREADED = [kind for kind in KINDS if kind != "inline"]
 
@@ -72,7 +72,7 @@ def hooked(monkeypatch: pytest.MonkeyPatch) -> List[Any]:
     return seen
 
 
-class Blocking(Recorder):
+class Blocking(RecordingDelegate):
     """Blocks in its first on_message until `hold` is set."""
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ def idle(client: wsthread.WebSocketClient) -> None:
         time.sleep(0.001)
 
 
-class Strict(Recorder):
+class Strict(RecordingDelegate):
     """Notes every violation of promise 5 that a delegate can see."""
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class Strict(Recorder):
         self._inside = threading.Lock()
         self._open = False
 
-    def _note(self, *event: Any) -> None:
+    def record(self, *event: Any) -> None:
         if not self._inside.acquire(False):
             self.violations.append(f"{event} overlaps another callback")
             return
@@ -122,7 +122,7 @@ class Strict(Recorder):
                 self.violations.append(f"{event} before CONNECTING")
             elif self.events[-1:] == [("state", "DISCONNECTED")] and event[1:] != ("CONNECTING",):
                 self.violations.append(f"{event} after DISCONNECTED")
-            super()._note(*event)
+            super().record(*event)
         finally:
             self._inside.release()
 
@@ -218,7 +218,7 @@ def test_promise_05_every_open_has_one_close_through_reconnects(rig: Rig) -> Non
             reconnect=wsthread.Reconnect(delay=0.01, max_delay=0.01),
         )
         client.connect()
-        recorder.wait_for("message", 5)
+        recorder.wait_for("message", count=5)
         client.abort()
     assert recorder.violations == []
     assert len(recorder.of("open")) == len(recorder.of("close")) == 5
@@ -285,7 +285,7 @@ def test_promise_05_a_blocked_callback_makes_it_false_and_seals(url: str, thread
 def test_promise_05_a_sealed_batch_of_on_sent_stops(url: str) -> None:
     hold, held = threading.Event(), threading.Event()
 
-    class Slow(Recorder):
+    class Slow(RecordingDelegate):
         def on_sent(self, client: Any, message: Any) -> None:
             super().on_sent(client, message)
             held.set()
@@ -317,7 +317,7 @@ def test_promise_05_next_life_begun_in_the_last_callback(url: str, rig: Rig) -> 
     client = quick(url, recorder, dispatcher=rig.dispatcher)
     client.connect()
     for lives in range(1, 11):
-        recorder.wait_for("open", lives)
+        recorder.wait_for("open", count=lives)
         assert client.disconnect()
     assert recorder.violations == []
     assert recorder.states() == ["CONNECTING", "CONNECTED", "CLOSING", "DISCONNECTED"] * 10
@@ -327,8 +327,8 @@ def test_promise_05_next_life_while_the_last_callback_still_blocks(url: str, thr
     hold, held = threading.Event(), threading.Event()
 
     class Slow(Strict):
-        def _note(self, *event: Any) -> None:
-            super()._note(*event)
+        def record(self, *event: Any) -> None:
+            super().record(*event)
             if event == ("state", "DISCONNECTED") and not held.is_set():
                 with self._inside:
                     held.set()
@@ -369,7 +369,7 @@ def test_promise_05_sealing_one_life_leaves_the_next_alone(url: str) -> None:
     waiting.join(SOON)
     assert answers == [False]
     recorder.hold.set()
-    recorder.wait_for("open", 2)
+    recorder.wait_for("open", count=2)
     assert client.disconnect()
     assert recorder.states()[-4:] == ["CONNECTING", "CONNECTED", "CLOSING", "DISCONNECTED"]
 
@@ -419,15 +419,15 @@ def test_promise_06_a_blocked_callback_stops_nothing_else(threaded: Rig) -> None
 # Promise 7.
 
 
-class Raising(Recorder):
+class Raising(RecordingDelegate):
     """Raises `error` in every callback named."""
 
     def __init__(self, error: BaseException, *names: str) -> None:
         super().__init__()
         self._error, self._names = error, names
 
-    def _note(self, *event: Any) -> None:
-        super()._note(*event)
+    def record(self, *event: Any) -> None:
+        super().record(*event)
         if event[0] in self._names:
             raise self._error
 
@@ -458,10 +458,10 @@ def test_promise_07_raising_stops_nothing(rig: Rig, kind: Any, hooked: Any) -> N
         )
         client.connect()
         for count in (1, 2):
-            recorder.wait_for("open", count)
+            recorder.wait_for("open", count=count)
             client.send("x")
-            recorder.wait_for("message", 2 * count)
-        recorder.wait_for("sent", 2)
+            recorder.wait_for("message", count=2 * count)
+        recorder.wait_for("sent", count=2)
         assert client.disconnect()
     assert recorder.messages() == ["a", "b"] * 2
     assert len(recorder.of("close")) == 2
@@ -480,7 +480,7 @@ def test_promise_07_on_error_itself_raising_goes_to_the_hook(
     client = quick(url, recorder, dispatcher=rig.dispatcher)
     client.connect()
     client.send("push 30")
-    recorder.wait_for("message", 30)
+    recorder.wait_for("message", count=30)
     assert client.disconnect()
     assert len(recorder.of("error")) == 30
     assert [raised for raised, _ in hooked] == [kind] * 30
@@ -514,14 +514,14 @@ def test_promise_07_a_hook_that_raises_stops_nothing_either(
     client = quick(url, recorder, dispatcher=rig.dispatcher)
     client.connect()
     client.send("push 3")
-    recorder.wait_for("message", 3)
+    recorder.wait_for("message", count=3)
     assert client.disconnect()
 
 
 # Promise 8.
 
 
-class Limits(Recorder):
+class Limits(RecordingDelegate):
     """Blocks in every on_message until `hold` is set; notes the most the mailbox ever held."""
 
     def __init__(self) -> None:
@@ -566,7 +566,7 @@ class Flood:
             connection.answer_close()
 
 
-def numbers(recorder: Recorder) -> List[int]:
+def numbers(recorder: RecordingDelegate) -> List[int]:
     return [int(message.split()[0]) for message in recorder.messages()]
 
 
@@ -595,7 +595,7 @@ def test_promise_08_back_pressure_loses_nothing(threaded: Rig) -> None:
         client.send("sends go on")
         client.flush()
         recorder.hold.set()
-        recorder.wait_for("message", count)
+        recorder.wait_for("message", count=count)
         assert client.disconnect()
     assert numbers(recorder) == list(range(count))
     assert recorder.most <= 10
@@ -695,7 +695,7 @@ def test_promise_08_overflow_drops_and_counts(threaded: Rig, overflow: str) -> N
         received(client, 101)
         waiting = client.mailbox.messages
         recorder.hold.set()
-        recorder.wait_for("message", waiting)
+        recorder.wait_for("message", count=waiting)
         assert client.disconnect()
     got = numbers(recorder)
     assert client.stats.messages_dropped == 101 - len(got)
@@ -781,7 +781,7 @@ def test_promise_08_the_bound_of_bytes() -> None:
         assert flood.stuck.wait(SOON) and recorder.held.wait(SOON)
         assert client.mailbox.bytes <= 100_000 + 65536 + 10_000
         recorder.hold.set()
-        recorder.wait_for("message", 2000)
+        recorder.wait_for("message", count=2000)
         assert client.disconnect()
     assert numbers(recorder) == list(range(2000))
 
@@ -797,8 +797,8 @@ def test_disconnect_inside_any_callback(url: str, rig: Rig, where: str) -> None:
     took: List[float] = []
 
     class Leaving(Strict):
-        def _note(self, *event: Any) -> None:
-            super()._note(*event)
+        def record(self, *event: Any) -> None:
+            super().record(*event)
             if where in event and not took:
                 begun = time.monotonic()
                 answer = client.disconnect()
@@ -822,13 +822,13 @@ def test_disconnect_inside_any_callback(url: str, rig: Rig, where: str) -> None:
 
 def test_disconnect_of_another_client_of_the_dispatcher(url: str, rig: Rig) -> None:
     answers: List[bool] = []
-    other_recorder, recorder = Strict(), Recorder()
+    other_recorder, recorder = Strict(), RecordingDelegate()
     other = quick(url, other_recorder, dispatcher=rig.dispatcher)
 
-    class Ending(Recorder):
+    class Ending(RecordingDelegate):
         def on_message(self, client: Any, message: Any) -> None:
             answers.append(other.disconnect())
-            recorder._note("done")
+            recorder.record("done")
 
     client = quick(url, Ending(), dispatcher=rig.dispatcher)
     other.connect()
@@ -844,7 +844,7 @@ def test_disconnect_of_another_client_of_the_dispatcher(url: str, rig: Rig) -> N
 def test_two_clients_disconnect_each_other_at_the_same_moment(url: str, rig: Rig) -> None:
     meeting = threading.Barrier(2 if rig.kind in ("default", "inline", "executor") else 1)
     clients: List[Any] = []
-    recorders = [Recorder(), Recorder()]
+    recorders = [RecordingDelegate(), RecordingDelegate()]
 
     def delegate(index: int) -> wsthread.WebSocketDelegate:
         def on_message(client: Any, message: Any) -> None:
@@ -852,7 +852,7 @@ def test_two_clients_disconnect_each_other_at_the_same_moment(url: str, rig: Rig
             clients[1 - index].disconnect(timeout=1)
             if meeting.parties == 1:  # one thread: the other's message starts no more
                 client.disconnect()
-            recorders[index]._note("done")
+            recorders[index].record("done")
 
         return wsthread.CallbackDelegate(on_message=on_message)
 
@@ -873,7 +873,7 @@ def test_two_clients_disconnect_each_other_at_the_same_moment(url: str, rig: Rig
 
 def test_waiting_for_oneself_is_an_error(rig: Rig) -> None:
     errors: List[str] = []
-    recorder, done = Recorder(), threading.Event()
+    recorder, done = RecordingDelegate(), threading.Event()
 
     def script(connection: RawConnection) -> None:
         connection.upgrade(behind=frame(1, b"x"))
@@ -893,7 +893,7 @@ def test_waiting_for_oneself_is_an_error(rig: Rig) -> None:
         except RuntimeError as error:
             errors.append(str(error))
         done.set()
-        recorder._note("done")
+        recorder.record("done")
 
     delegate = wsthread.CallbackDelegate(on_message=on_message)
     with RawServer(script) as server:
@@ -907,14 +907,14 @@ def test_waiting_for_oneself_is_an_error(rig: Rig) -> None:
 def test_waiting_for_another_client_runs_its_callbacks_here(url: str) -> None:
     """On a shared thread nobody else could."""
     answers: List[Any] = []
-    recorder, other_recorder = Recorder(), Strict()
+    recorder, other_recorder = RecordingDelegate(), Strict()
     with wsthread.ThreadDispatcher() as dispatcher:
         other = quick(url, other_recorder, dispatcher=dispatcher)
 
         def on_message(client: Any, message: Any) -> None:
             other.disconnect(wait=False)
             answers.append(other.wait(SOON))
-            recorder._note("done")
+            recorder.record("done")
 
         client = quick(url, wsthread.CallbackDelegate(on_message=on_message), dispatcher=dispatcher)
         other.connect()
@@ -948,7 +948,7 @@ def uncollected() -> Iterator[None]:
     gc.enable()
 
 
-class Keeping(Recorder):
+class Keeping(RecordingDelegate):
     """Keeps errors, with their tracebacks: those it catches and those it raises."""
 
     def __init__(self, catches: bool, where: str) -> None:
@@ -956,8 +956,8 @@ class Keeping(Recorder):
         self.kept: List[BaseException] = []
         self._catches, self._where = catches, where
 
-    def _note(self, *event: Any) -> None:
-        super()._note(*event)
+    def record(self, *event: Any) -> None:
+        super().record(*event)
         if event[0] == "error" and isinstance(event[1], ZeroDivisionError):
             self.kept.append(event[1])
         elif event[0] == self._where or self._where in event:
@@ -994,12 +994,16 @@ def test_promise_01_an_error_kept_by_a_callback_keeps_no_connection(
 
 
 def held_by_frames(error: BaseException) -> Iterator[Any]:
-    """The locals of the library's frames that an error's traceback reaches."""
+    """The locals of the library's frames that an error's traceback reaches.
+
+    Not of the recording delegate's, which are as the program's own.
+    """
     entry = error.__traceback__
     assert entry is not None
     frame: Any = entry.tb_frame
     while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("wsthread."):
+        name = frame.f_globals.get("__name__", "")
+        if name.startswith("wsthread.") and name != "wsthread.testing":
             yield from frame.f_locals.values()
         frame = frame.f_back
 
@@ -1012,7 +1016,7 @@ def test_promise_01_an_error_kept_by_a_callback_keeps_no_batch(
     client = quick(url, recorder, dispatcher=rig.dispatcher)
     client.connect()
     client.send("push 20")
-    recorder.wait_for("message", 20)
+    recorder.wait_for("message", count=20)
     assert client.disconnect()
     held = [value for error in recorder.kept for value in held_by_frames(error)]
     assert len(recorder.kept) == 20 and any(value is client for value in held)
@@ -1059,7 +1063,7 @@ def test_promise_01_a_kept_error_of_connect_keeps_nothing(uncollected: None) -> 
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"ws://127.0.0.1:{unused.getsockname()[1]}/"
-        client = quick(address, Recorder())
+        client = quick(address, RecordingDelegate())
         session: List[Any] = []
         ended = client.session_ended
 
@@ -1086,7 +1090,7 @@ def test_promise_01_a_kept_interrupt_of_connect_keeps_no_session(
     url: str, uncollected: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As Ctrl-C does while connect() waits; sys.last_exc would keep it like this."""
-    client = quick(url, Recorder())
+    client = quick(url, RecordingDelegate())
     seen: List[Any] = []
     wait = threading.Event.wait
 
@@ -1117,7 +1121,7 @@ def test_promise_01_a_kept_interrupt_of_connect_keeps_no_session(
 def test_promise_01_on_error_raising_what_it_got_leaves_no_cycle(
     url: str, uncollected: None, hooked: Any
 ) -> None:
-    class Again(Recorder):
+    class Again(RecordingDelegate):
         def on_error(self, client: Any, error: Any) -> None:
             raise error
 
@@ -1177,7 +1181,7 @@ def test_promise_05_stress_disconnect_against_a_flood(url: str, kind: str, switc
         recorder.events.clear()
         client.connect()
         client.send("push 300")
-        recorder.wait_for("message", chance.randrange(1, 100))
+        recorder.wait_for("message", count=chance.randrange(1, 100))
         assert client.disconnect()
         assert recorder.names()[-2:] == ["close", "state"]
         seen = len(recorder.events)
@@ -1209,7 +1213,7 @@ def test_promise_05_stress_disconnect_from_callback_and_main(
         recorder.events.clear()
         client.connect()
         client.send("push 10")
-        recorder.wait_for("message", 2)
+        recorder.wait_for("message", count=2)
         assert client.disconnect()
         assert client._session is None
         assert recorder.events[-1] == ("state", "DISCONNECTED")
@@ -1224,7 +1228,7 @@ def test_promise_03_stress_last_reference_dropped_during_a_callback(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         for _ in rounds():
-            recorder = Recorder()
+            recorder = RecordingDelegate()
             client = quick(url, recorder)
             client.connect()
             gone = [*parts(client), weakref.ref(client)]

@@ -26,13 +26,13 @@ from tests.support import (
     Certificates,
     RawConnection,
     RawServer,
-    Recorder,
     frame,
     raw_process,
 )
 from tests.test_release import Echo, assert_nothing_grows
 from tests.test_sending import STORM
 from wsthread import Deflate, deflate
+from wsthread.testing import RecordingDelegate
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 RSV1, RSV2, RSV3 = 0x40, 0x20, 0x10
@@ -246,7 +246,7 @@ def test_an_answer_that_fits_no_offer_fails_the_opening(
 def test_agreed_windows_are_kept() -> None:
     """A peer with a window of 512 bytes reads what is sent, and the client what it sends."""
     bits = f"{NAME}; client_max_window_bits=9; server_max_window_bits=9"
-    delegate = Recorder()
+    delegate = RecordingDelegate()
     compression = Deflate(threshold=0, server_max_window_bits=9)
     with driven(delegate, bits, compression=compression) as (client, peer):
         peer._inflater = zlib.decompressobj(-9)
@@ -256,7 +256,7 @@ def test_agreed_windows_are_kept() -> None:
             client.send(text)
             assert peer.read() == (TEXT, text.encode())
             peer.send(text.encode())
-            assert delegate.wait_for("message", number + 1)[1] == text
+            assert delegate.wait_for("message", count=number + 1)[1] == text
 
 
 # What is compressed, and how.
@@ -282,7 +282,7 @@ def test_without_a_threshold_an_empty_message_is_compressed() -> None:
 
 def test_without_context_takeover_every_message_stands_alone() -> None:
     extensions = f"{NAME}; client_no_context_takeover; server_no_context_takeover"
-    delegate = Recorder()
+    delegate = RecordingDelegate()
     with driven(delegate, extensions, compression=ALL) as (client, peer):
         for number, size in enumerate((30, 30, 3000)):  # the last is large
             text = records(size)
@@ -290,7 +290,7 @@ def test_without_context_takeover_every_message_stands_alone() -> None:
             assert peer.read() == (TEXT, text.encode())  # inflates each on its own
             peer._deflater = zlib.compressobj(wbits=-15)
             peer.send(text.encode())
-            assert delegate.wait_for("message", number + 1)[1] == text
+            assert delegate.wait_for("message", count=number + 1)[1] == text
 
 
 def test_context_takeover_shrinks_what_was_sent_before() -> None:
@@ -453,7 +453,7 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_may_not_come_fails_the_connection(case: str) -> None:
     code, data = WRONG[case]
-    delegate = Recorder()
+    delegate = RecordingDelegate()
     with driven(delegate) as (client, peer):
         peer.send(b"fine")
         peer.connection.sock.sendall(data)
@@ -537,7 +537,7 @@ def test_a_message_begun_that_times_out_fails_that_connection_only() -> None:
         else:
             assert released.wait(SOON * 2)
 
-    delegate = Recorder()
+    delegate = RecordingDelegate()
     options: Any = {
         "send_queue": wsthread.QueueLimit(bytes=100_000),
         "compression": ALL,
@@ -551,7 +551,7 @@ def test_a_message_begun_that_times_out_fails_that_connection_only() -> None:
                 client.flush(SOON)
                 with pytest.raises(wsthread.SendTimeout):
                     client.send(large, timeout=0.15)
-                delegate.wait_for("open", 2)
+                delegate.wait_for("open", count=2)
                 peers.get(timeout=SOON)
                 second = peers.get(timeout=SOON)
                 client.send("on the next")
@@ -606,7 +606,7 @@ ROOM = wsthread.QueueLimit(bytes=4 * len(LARGE))  # so that its sender does not 
 
 
 def test_disconnect_sends_a_large_message_before_it_closes() -> None:
-    delegate = Recorder()
+    delegate = RecordingDelegate()
     with driven(delegate, send_queue=ROOM) as (client, peer):
         client.send(LARGE)
         thread = threading.Thread(target=client.disconnect, kwargs={"timeout": SOON})
@@ -621,7 +621,7 @@ def test_disconnect_sends_a_large_message_before_it_closes() -> None:
 
 @pytest.mark.parametrize("way", ["abort", "error"])
 def test_an_end_does_not_wait_for_a_large_message(way: str) -> None:
-    delegate = Recorder()
+    delegate = RecordingDelegate()
     with driven(delegate, send_queue=ROOM) as (client, peer):
         client.send(LARGE)
         client.send("behind")
@@ -684,7 +684,7 @@ def compressed_cycle(url: str) -> None:
 @pytest.mark.parametrize("takeover", [True, False])
 def test_promise_01_nothing_is_left_of_a_compressed_connection(takeover: bool) -> None:
     with python_server("websockets", takeover) as url:
-        assert_nothing_grows(lambda: compressed_cycle(url), 99)
+        assert_nothing_grows(lambda: compressed_cycle(url), 100)
 
 
 @pytest.mark.thorough
@@ -706,7 +706,7 @@ def garbage(connection: RawConnection) -> None:
 @pytest.mark.unmeasured
 def test_promise_01_nothing_is_left_of_what_cannot_be_inflated() -> None:
     def cycle() -> None:
-        delegate = Recorder()
+        delegate = RecordingDelegate()
         client = wsthread.WebSocketClient(url, delegate, reconnect=False)
         client.connect()
         client.send(records(100))
@@ -718,7 +718,7 @@ def test_promise_01_nothing_is_left_of_what_cannot_be_inflated() -> None:
         assert [r() for r in references] == [None, None]
 
     with raw_process(garbage) as url:
-        assert_nothing_grows(cycle, 30)
+        assert_nothing_grows(cycle, 100)
 
 
 @pytest.mark.unmeasured
@@ -729,7 +729,7 @@ def test_streams_end_with_the_connection_and_not_with_the_client() -> None:
         )
         return sum(trace.size for trace in traces.traces)
 
-    delegate = Recorder()
+    delegate = RecordingDelegate()
     with python_server("websockets", True) as url:
         gc.collect()
         gc.disable()
@@ -759,7 +759,7 @@ def certificates() -> Certificates:
 def test_pings_are_answered_while_another_thread_compresses(
     kind: str, certificates: Certificates
 ) -> None:
-    delegate = Recorder()
+    delegate = RecordingDelegate()
     options: Any = {"compression": Deflate(level=6)}
     if kind == "tls":
         options["context"] = certificates.server_context()

@@ -19,7 +19,6 @@ from tests.support import (
     Certificates,
     RawConnection,
     RawServer,
-    Recorder,
     black_hole,
     eventually,
     frame,
@@ -27,6 +26,7 @@ from tests.support import (
     quickest,
 )
 from wsthread import ConnectionState, QueueLimit, Reconnect
+from wsthread.testing import RecordingDelegate
 
 #: Where no answer is awaited, and what comes on top of close_timeout where one is.
 AT_ONCE = 0.2
@@ -47,7 +47,7 @@ class Scene(contextlib.ExitStack):
         super().__init__()
         self.certificates = certificates
         self.monkeypatch = monkeypatch
-        self.recorder = Recorder()
+        self.recorder = RecordingDelegate()
         #: Set when the client is where the phase wants it, and when everything may end.
         self.reached, self.ended = threading.Event(), threading.Event()
 
@@ -357,15 +357,15 @@ def test_promise_02_disconnect_of_a_peer_that_does_not_answer(
 # With a callback that blocks for ever: False, and the mailbox is sealed.
 
 
-class Blocks(Recorder):
+class Blocks(RecordingDelegate):
     """Blocks for ever in one callback."""
 
     def __init__(self, scene: Scene, name: str) -> None:
         super().__init__()
         self._scene, self._name = scene, name
 
-    def _note(self, *event: Any) -> None:
-        super()._note(*event)
+    def record(self, *event: Any) -> None:
+        super().record(*event)
         if event[: self._name.count(" ") + 1] == tuple(self._name.split()):
             self._scene.block()
 

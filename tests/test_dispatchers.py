@@ -16,8 +16,9 @@ from typing import Any, Callable, Iterator, List, Optional
 import pytest
 
 import wsthread
-from tests.support import SOON, RawConnection, RawServer, Recorder, echo_server, frame
+from tests.support import SOON, RawConnection, RawServer, echo_server, frame
 from wsthread.dispatch import JoinableThread
+from wsthread.testing import RecordingDelegate
 
 KINDS = ["default", "shared", "inline", "executor", "pump", "post"]
 
@@ -95,11 +96,11 @@ def dispatcher_threads() -> List[threading.Thread]:
 
 
 def test_callbacks_come_in_order(url: str, rig: Rig) -> None:
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = quick(url, recorder, dispatcher=rig.dispatcher)
     client.connect()
     client.send("push 500")
-    recorder.wait_for("message", 500)
+    recorder.wait_for("message", count=500)
     assert client.disconnect()
     assert recorder.messages() == [str(n) for n in range(500)]
     assert recorder.states() == ["CONNECTING", "CONNECTED", "CLOSING", "DISCONNECTED"]
@@ -110,14 +111,14 @@ def test_callbacks_come_in_order(url: str, rig: Rig) -> None:
 
 
 def test_several_clients_share_it_each_in_order(url: str, rig: Rig) -> None:
-    recorders = [Recorder() for _ in range(4)]
+    recorders = [RecordingDelegate() for _ in range(4)]
     clients = [quick(url, r, dispatcher=rig.dispatcher) for r in recorders]
     for client in clients:
         client.connect()
     for client in clients:
         client.send("push 300")
     for recorder in recorders:
-        recorder.wait_for("message", 300)
+        recorder.wait_for("message", count=300)
         assert recorder.messages() == [str(n) for n in range(300)]
     for client, recorder in zip(clients, recorders):
         assert client.disconnect()
@@ -186,7 +187,7 @@ def test_a_dispatcher_that_is_shut_down_ends_quietly(
 ) -> None:
     noise: List[Any] = []
     monkeypatch.setattr(threading, "excepthook", noise.append)
-    rig, recorder = Rig(kind), Recorder()
+    rig, recorder = Rig(kind), RecordingDelegate()
     client = quick(url, recorder, dispatcher=rig.dispatcher)
     client.connect()
     recorder.wait_for("open")
@@ -207,7 +208,7 @@ def test_a_dispatcher_that_is_shut_down_ends_quietly(
 
 def test_a_foreign_queue_that_is_never_served_keeps_nothing_alive(url: str) -> None:
     jobs: List[Callable[[], None]] = []
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = quick(url, recorder, dispatcher=wsthread.PostDispatcher(jobs.append))
     gc.collect()
     gc.disable()
@@ -244,7 +245,7 @@ def test_a_foreign_queue_that_is_never_served_keeps_nothing_alive(url: str) -> N
 
 def test_a_sealed_mailbox_runs_nothing_when_it_is_served_late(url: str) -> None:
     jobs: List[Callable[[], None]] = []
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = quick(url, recorder, dispatcher=wsthread.PostDispatcher(jobs.append))
     client.connect()
     assert client.disconnect(timeout=0.2) is False
@@ -266,7 +267,7 @@ def test_post_raising_is_a_quiet_end(url: str, monkeypatch: pytest.MonkeyPatch) 
     def post(job: Callable[[], None]) -> None:
         raise RuntimeError("the loop is closed")
 
-    client = quick(url, Recorder(), dispatcher=wsthread.PostDispatcher(post))
+    client = quick(url, RecordingDelegate(), dispatcher=wsthread.PostDispatcher(post))
     client.connect()
     assert client.disconnect() is False
     assert client.state is wsthread.ConnectionState.DISCONNECTED
@@ -282,7 +283,7 @@ def test_post_must_be_callable() -> None:
 
 
 def test_asyncio_loop_runs_the_callbacks(url: str) -> None:
-    recorder = Recorder()
+    recorder = RecordingDelegate()
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -306,7 +307,7 @@ def test_asyncio_loop_runs_the_callbacks(url: str) -> None:
 
 
 def test_asyncio_loop_that_is_closed_first_ends_quietly(url: str) -> None:
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     loop = asyncio.new_event_loop()
     client = quick(url, recorder, dispatcher=wsthread.PostDispatcher(loop.call_soon_threadsafe))
     client.connect()
@@ -320,9 +321,9 @@ def test_asyncio_loop_that_is_closed_first_ends_quietly(url: str) -> None:
 
 
 def test_thread_dispatcher_close_runs_what_waits(url: str) -> None:
-    recorder, hold, held = Recorder(), threading.Event(), threading.Event()
+    recorder, hold, held = RecordingDelegate(), threading.Event(), threading.Event()
 
-    class Blocking(Recorder):
+    class Blocking(RecordingDelegate):
         def on_open(self, client: Any) -> None:
             held.set()
             assert hold.wait(SOON)
@@ -366,7 +367,7 @@ def test_thread_dispatcher_cannot_be_used_after_close(url: str) -> None:
     dispatcher = wsthread.ThreadDispatcher()
     dispatcher.close()
     dispatcher.close()
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = quick(url, recorder, dispatcher=dispatcher)
     client.connect()
     assert client.disconnect() is False
@@ -374,11 +375,11 @@ def test_thread_dispatcher_cannot_be_used_after_close(url: str) -> None:
 
 
 def test_the_default_thread_ends_with_each_life(url: str) -> None:
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = quick(url, recorder)
     for lives in (1, 2, 3):
         client.connect()
-        recorder.wait_for("open", lives)
+        recorder.wait_for("open", count=lives)
         assert client.disconnect()
         assert not dispatcher_threads()
 
@@ -392,7 +393,7 @@ def test_executor_serves_clients_side_by_side_each_in_order(url: str, workers: i
     busy: List[int] = []
     overlaps: List[int] = []
 
-    class Serial(Recorder):
+    class Serial(RecordingDelegate):
         def __init__(self) -> None:
             super().__init__()
             self._inside = threading.Lock()
@@ -402,7 +403,7 @@ def test_executor_serves_clients_side_by_side_each_in_order(url: str, workers: i
                 overlaps.append(1)
                 return
             busy.append(threading.get_ident())
-            self._note("message", message)
+            self.record("message", message)
             self._inside.release()
 
     recorders = [Serial() for _ in range(4)]
@@ -411,7 +412,7 @@ def test_executor_serves_clients_side_by_side_each_in_order(url: str, workers: i
         client.connect()
         client.send("push 400")
     for client, recorder in zip(clients, recorders):
-        recorder.wait_for("message", 400)
+        recorder.wait_for("message", count=400)
         assert recorder.messages() == [str(n) for n in range(400)]
         assert client.disconnect()
     rig.close()
@@ -422,14 +423,14 @@ def test_executor_serves_clients_side_by_side_each_in_order(url: str, workers: i
 def test_executor_with_one_worker_a_callback_may_wait_for_another_client(url: str) -> None:
     rig = Rig("executor", 1)
     answers: List[Any] = []
-    first_delegate, second_delegate = Recorder(), Recorder()
+    first_delegate, second_delegate = RecordingDelegate(), RecordingDelegate()
     second = quick(url, second_delegate, dispatcher=rig.dispatcher)
 
     def on_message(client: Any, message: Any) -> None:
         second.connect()
         second.disconnect(wait=False)
         answers.append(second.wait(SOON))
-        first_delegate._note("done")
+        first_delegate.record("done")
 
     first = quick(url, wsthread.CallbackDelegate(on_message=on_message), dispatcher=rig.dispatcher)
     first.connect()
@@ -445,7 +446,7 @@ def test_executor_with_one_worker_a_callback_may_wait_for_another_client(url: st
 
 
 def test_pump_runs_nothing_until_pumped(url: str) -> None:
-    pump, recorder = wsthread.PumpDispatcher(), Recorder()
+    pump, recorder = wsthread.PumpDispatcher(), RecordingDelegate()
     client = quick(url, recorder, dispatcher=pump)
     client.connect()
     client.send("push 10")
@@ -462,7 +463,7 @@ def test_pump_runs_nothing_until_pumped(url: str) -> None:
 
 
 def test_pump_wait_runs_the_callbacks_here(url: str) -> None:
-    pump, recorder = wsthread.PumpDispatcher(), Recorder()
+    pump, recorder = wsthread.PumpDispatcher(), RecordingDelegate()
     client = quick(url, recorder, dispatcher=pump)
     client.connect()
     client.send_many(["push 50", "close 1000 bye"])
@@ -473,7 +474,7 @@ def test_pump_wait_runs_the_callbacks_here(url: str) -> None:
 
 
 def test_pump_wait_keeps_to_its_timeout(url: str) -> None:
-    pump, recorder = wsthread.PumpDispatcher(), Recorder()
+    pump, recorder = wsthread.PumpDispatcher(), RecordingDelegate()
     client = quick(url, recorder, dispatcher=pump)
     client.connect()
     begun = time.monotonic()
@@ -513,9 +514,9 @@ def test_promise_05_two_threads_that_pump_do_not_overlap(
 
 
 def test_pump_stop_and_run_forever(url: str) -> None:
-    pump, recorder = wsthread.PumpDispatcher(), Recorder()
+    pump, recorder = wsthread.PumpDispatcher(), RecordingDelegate()
 
-    class Stopping(Recorder):
+    class Stopping(RecordingDelegate):
         def on_message(self, client: Any, message: Any) -> None:
             pump.stop()
 
@@ -535,9 +536,9 @@ def test_promise_07_keyboard_interrupt_while_pumping_loses_nothing(url: str, whe
     pump = wsthread.PumpDispatcher()
     interrupts = []
 
-    class Interrupted(Recorder):
-        def _note(self, *event: Any) -> None:
-            super()._note(*event)
+    class Interrupted(RecordingDelegate):
+        def record(self, *event: Any) -> None:
+            super().record(*event)
             if event[0] == where[3:] and len(interrupts) < 3:
                 interrupts.append(event)
                 raise KeyboardInterrupt
@@ -566,7 +567,7 @@ def test_promise_07_keyboard_interrupt_while_pumping_loses_nothing(url: str, whe
 
 
 def test_pump_close_ends_the_callbacks_quietly(url: str) -> None:
-    pump, recorder = wsthread.PumpDispatcher(), Recorder()
+    pump, recorder = wsthread.PumpDispatcher(), RecordingDelegate()
     client = quick(url, recorder, dispatcher=pump)
     client.connect()
     pump.close()
@@ -584,7 +585,7 @@ def test_pump_close_ends_the_callbacks_quietly(url: str) -> None:
 
 
 def test_inline_runs_on_the_reader(url: str) -> None:
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = quick(url, recorder, dispatcher=wsthread.InlineDispatcher())
     client.connect()
     client.send("x")
@@ -594,7 +595,7 @@ def test_inline_runs_on_the_reader(url: str) -> None:
 
 
 def test_inline_on_sent_of_other_threads_comes_at_once(url: str) -> None:
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = quick(url, recorder, dispatcher=wsthread.InlineDispatcher(), ping_interval=None)
 
     def echo_silently(connection: RawConnection) -> None:
@@ -609,16 +610,16 @@ def test_inline_on_sent_of_other_threads_comes_at_once(url: str) -> None:
         recorder.wait_for("open")
         for count in range(1, 20):
             client.send("x")
-            recorder.wait_for("sent", count, timeout=2)
+            recorder.wait_for("sent", count=count, timeout=2)
         assert client.disconnect()
 
 
 def test_inline_blocked_callback_disconnect_is_false_and_seals(url: str) -> None:
     hold, held = threading.Event(), threading.Event()
 
-    class Blocking(Recorder):
+    class Blocking(RecordingDelegate):
         def on_message(self, client: Any, message: Any) -> None:
-            self._note("message", message)
+            self.record("message", message)
             held.set()
             assert hold.wait(SOON)
 
@@ -637,7 +638,7 @@ def test_inline_blocked_callback_disconnect_is_false_and_seals(url: str) -> None
 
 
 def test_inline_next_life_begun_in_the_last_callback(url: str) -> None:
-    class Again(Recorder):
+    class Again(RecordingDelegate):
         def on_state_change(self, client: Any, state: Any) -> None:
             super().on_state_change(client, state)
             if state is wsthread.ConnectionState.DISCONNECTED and self.lives < 3:
@@ -650,10 +651,10 @@ def test_inline_next_life_begun_in_the_last_callback(url: str) -> None:
     client = quick(url, recorder, dispatcher=wsthread.InlineDispatcher())
     client.connect()
     for lives in (1, 2, 3, 4):
-        recorder.wait_for("open", lives)
+        recorder.wait_for("open", count=lives)
         client.send("x")
-        recorder.wait_for("sent", lives, timeout=2)  # the new reader runs the callbacks
-        recorder.wait_for("message", lives, timeout=2)
+        recorder.wait_for("sent", count=lives, timeout=2)  # the new reader runs the callbacks
+        recorder.wait_for("message", count=lives, timeout=2)
         assert client.disconnect()
     assert recorder.states() == ["CONNECTING", "CONNECTED", "CLOSING", "DISCONNECTED"] * 4
 
@@ -662,7 +663,7 @@ def test_inline_next_life_over_before_the_last_callback_of_the_one_before(url: s
     """The reader of the first runs what that of the second could not."""
     held, hold = threading.Event(), threading.Event()
 
-    class Slow(Recorder):
+    class Slow(RecordingDelegate):
         def on_state_change(self, client: Any, state: Any) -> None:
             super().on_state_change(client, state)
             if state is wsthread.ConnectionState.DISCONNECTED and not held.is_set():
@@ -734,7 +735,7 @@ def test_a_typo_is_warned_of() -> None:
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        client.set_delegate(Recorder())
+        client.set_delegate(RecordingDelegate())
 
 
 def test_callback_delegate_checks_its_names() -> None:
@@ -768,9 +769,9 @@ def test_callback_delegate_and_plain_objects(url: str) -> None:
 
 def test_set_delegate_takes_effect_with_the_next_callback(url: str, rig: Rig) -> None:
     """Also for messages that came in one read with the one that is being delivered."""
-    second = Recorder()
+    second = RecordingDelegate()
 
-    class First(Recorder):
+    class First(RecordingDelegate):
         def on_message(self, client: Any, message: Any) -> None:
             super().on_message(client, message)
             if message == "3":
@@ -780,16 +781,16 @@ def test_set_delegate_takes_effect_with_the_next_callback(url: str, rig: Rig) ->
     client = quick(url, first, dispatcher=rig.dispatcher)
     client.connect()
     client.send("push 20")
-    second.wait_for("message", 16)
+    second.wait_for("message", count=16)
     assert client.disconnect()
     assert first.messages() == list("0123")
     assert second.messages() == [str(n) for n in range(4, 20)]
     assert second.names()[-2:] == ["close", "state"]
 
 
-class Fragments(Recorder):
+class Fragments(RecordingDelegate):
     def on_fragment(self, client: Any, data: Any, opcode: int, final: bool) -> None:
-        self._note("fragment", data, opcode, final)
+        self.record("fragment", data, opcode, final)
 
 
 def fragmented(connection: RawConnection) -> None:
@@ -805,7 +806,7 @@ def test_on_fragment_gets_fragments_as_they_come(rig: Rig) -> None:
     with RawServer(fragmented) as server:
         client = quick(server.url, recorder, dispatcher=rig.dispatcher)
         client.connect()
-        recorder.wait_for("fragment", 4)
+        recorder.wait_for("fragment", count=4)
         assert client.disconnect()
     events = recorder.of("fragment")
     # A parser may hand on pieces of a frame; together they are the messages.
@@ -819,7 +820,7 @@ def test_on_fragment_gets_fragments_as_they_come(rig: Rig) -> None:
 def test_set_delegate_between_messages_and_fragments_waits_for_the_next_connection(
     url: str,
 ) -> None:
-    before, after = Recorder(), Fragments()
+    before, after = RecordingDelegate(), Fragments()
     client = quick(url, before)
     client.connect()
     client.send("a")
@@ -839,7 +840,7 @@ def test_weak_delegate(url: str) -> None:
     gc.collect()
     gc.disable()
     try:
-        recorder = Recorder()
+        recorder = RecordingDelegate()
         client = quick(url, recorder, weak_delegate=True)
         client.connect()
         client.send("x")
@@ -864,7 +865,7 @@ def test_weak_delegate(url: str) -> None:
 def test_a_thread_that_cannot_start_ends_the_life(
     url: str, rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = quick(url, recorder, dispatcher=rig.dispatcher)
     start = threading.Thread.start
 

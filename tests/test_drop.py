@@ -22,8 +22,9 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 import pytest
 
 import wsthread
-from tests.support import SOON, RawConnection, RawServer, Recorder, echo_server, frame
+from tests.support import SOON, RawConnection, RawServer, echo_server, frame
 from wsthread import ConnectionState
+from wsthread.testing import RecordingDelegate
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -99,7 +100,7 @@ def mute(connection: RawConnection) -> None:
 
 def test_promise_03_open() -> None:
     peer = Peer()
-    delegate = Recorder()
+    delegate = RecordingDelegate()
     with RawServer(peer.script) as server:
         client = wsthread.WebSocketClient(server.url, delegate)
         client.connect()
@@ -125,7 +126,7 @@ class SlowlyFinalised(wsthread.WebSocketClient):
 
 def test_promise_03_no_callback_finds_a_client_that_is_being_finalised() -> None:
     peer = Peer()
-    delegate = Recorder()
+    delegate = RecordingDelegate()
     with RawServer(peer.script) as server:
         client = SlowlyFinalised(server.url, delegate)
         client.connect()
@@ -176,7 +177,7 @@ def test_promise_03_in_back_off() -> None:
     with socket.socket() as taken:  # a port that stays taken and that nobody listens on
         taken.bind(("127.0.0.1", 0))
         url = f"ws://127.0.0.1:{taken.getsockname()[1]}/"
-        delegate = Recorder()
+        delegate = RecordingDelegate()
         client = wsthread.WebSocketClient(
             url, delegate, reconnect=wsthread.Reconnect(first=True, delay=1000, max_delay=1000)
         )
@@ -193,7 +194,7 @@ def test_promise_03_with_a_paused_reader() -> None:
     with RawServer(peer.script) as server:
         client = wsthread.WebSocketClient(
             server.url,
-            Recorder(),
+            RecordingDelegate(),
             dispatcher=wsthread.PumpDispatcher(),  # nobody pumps it
             receive_queue=wsthread.QueueLimit(messages=10),
         )
@@ -420,7 +421,7 @@ def test_promise_03_the_collector_runs_anywhere() -> None:
         while not stop.is_set():
             gc.collect()
 
-    delegate = Recorder()
+    delegate = RecordingDelegate()
     collector = threading.Thread(target=collect)
     threshold = gc.get_threshold()
     references: List[Any] = []
@@ -440,7 +441,7 @@ def test_promise_03_the_collector_runs_anywhere() -> None:
         assert not collector.is_alive()
         gc.collect()
         wait_gone(references)
-        delegate.wait_for("message", count * 20)
+        delegate.wait_for("message", count=count * 20)
 
 
 def inside_of(cycle: Cycle) -> List[Any]:

@@ -18,12 +18,12 @@ from tests.support import (
     SOON,
     RawConnection,
     RawServer,
-    Recorder,
     eventually,
     frame,
     raw_process,
 )
 from wsthread import QueueLimit
+from wsthread.testing import RecordingDelegate
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 pytestmark = pytest.mark.unmeasured
@@ -71,7 +71,7 @@ def test_promise_14_a_frame_that_is_only_announced(opcode: int, size: int, limit
         connection.sock.sendall(bytes([0x80 | opcode, 127]) + struct.pack("!Q", size) + b"x" * 1000)
         codes.append(connection.answer_close()[0])
 
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with RawServer(script) as server, memory(MEMORY):
         client = make(server.url, recorder, max_message_size=limit)
         client.connect()
@@ -96,7 +96,7 @@ def fragments_without_end(connection: RawConnection) -> None:
 
 
 def test_promise_14_fragments_without_end() -> None:
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with raw_process(fragments_without_end) as url, memory(MEMORY):
         client = make(url, recorder, max_message_size=4_000_000)
         client.connect()
@@ -119,7 +119,7 @@ def empty_fragments(connection: RawConnection) -> None:
 @pytest.mark.parametrize("count", [200_000, pytest.param(1_000_000, marks=pytest.mark.thorough)])
 def test_promise_14_a_million_empty_fragments(count: int) -> None:
     """They are allowed (RFC 6455 5.4), and cost nothing."""
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with raw_process(empty_fragments) as url, memory(MEMORY):
         client = make(f"{url}{count}", recorder)
         client.connect()
@@ -142,7 +142,7 @@ def test_promise_14_a_compressed_bomb() -> None:
         connection.sock.sendall(bomb)
         codes.append(connection.answer_close()[0])
 
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with RawServer(script) as server, memory(MEMORY):
         client = make(server.url, recorder, max_message_size=4_000_000)
         client.connect()
@@ -205,7 +205,7 @@ class SlowPings(Slow):
 )
 def test_promise_14_a_flood_of_pings(listening: bool, overflow: str) -> None:
     """Neither the pongs owed nor the callbacks due pile up; the end is as quick as ever."""
-    delegate = SlowPings() if listening else Recorder.__base__()
+    delegate = SlowPings() if listening else RecordingDelegate.__base__()
     limit = QueueLimit(messages=1000, overflow=overflow)
     with raw_process(ping_flood) as url, memory(MEMORY):
         client = make(url, delegate, receive_queue=limit, close_timeout=0.5)

@@ -14,7 +14,8 @@ from typing import Any, Callable, Optional
 import pytest
 
 import wsthread
-from tests.support import SOON, Certificates, Recorder, echo_server
+from tests.support import SOON, Certificates, echo_server
+from wsthread.testing import RecordingDelegate
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"),
@@ -58,14 +59,14 @@ def test_promise_17_fork(tls: bool, kind: str, tmp_path: Any) -> None:
         "shared": wsthread.ThreadDispatcher,
         "pump": wsthread.PumpDispatcher,
     }[kind]()
-    recorder = Recorder()
+    recorder = RecordingDelegate()
 
     def wait_for(name: str, count: int) -> Any:
         if isinstance(dispatcher, wsthread.PumpDispatcher):
             deadline = time.monotonic() + SOON
             while len(recorder.of(name)) < count and time.monotonic() < deadline:
                 dispatcher.run_pending()
-        return recorder.wait_for(name, count)
+        return recorder.wait_for(name, count=count)
 
     with echo_server(certificates.write(tmp_path) if tls else None) as url:
         client = wsthread.WebSocketClient(
@@ -76,7 +77,7 @@ def test_promise_17_fork(tls: bool, kind: str, tmp_path: Any) -> None:
         )
         client.connect()
         client.send("before")
-        wait_for("message", 1)
+        wait_for("message", count=1)
         held = client._session
         assert held is not None and held._connection is not None
         descriptor = held._connection.transport.fileno()
@@ -94,7 +95,7 @@ def test_promise_17_fork(tls: bool, kind: str, tmp_path: Any) -> None:
             client.connect()
             client.send("child")
             count = len([event for event in recorder.events[:seen] if event[0] == "message"])
-            assert wait_for("message", count + 1) == ("message", "child")
+            assert wait_for("message", count=count + 1) == ("message", "child")
             assert client.disconnect()
 
         held_now, done = threading.Event(), threading.Event()
@@ -107,7 +108,7 @@ def test_promise_17_fork(tls: bool, kind: str, tmp_path: Any) -> None:
             done.set()
             holder.join(SOON)
         client.send("after")
-        wait_for("message", 2)
+        wait_for("message", count=2)
         assert recorder.messages() == ["before", "after"]
         assert "close" not in recorder.names()
         assert client.disconnect()

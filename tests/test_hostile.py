@@ -23,12 +23,12 @@ from tests.support import (
     Certificates,
     RawConnection,
     RawServer,
-    Recorder,
     close_frame,
     echo_server,
     frame,
 )
 from wsthread import opening
+from wsthread.testing import RecordingDelegate
 from wsthread.transport import READ, Transport, Waker, poll
 
 
@@ -118,7 +118,7 @@ def test_a_str_that_encodes_itself_otherwise_is_sent_as_its_text() -> None:
         frames.append(connection.read_frame())
         connection.answer_close()
 
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with RawServer(script) as server, quick(server.url, recorder) as client:
         client.send(Odd("text"))
         recorder.wait_for("sent")
@@ -136,7 +136,7 @@ def test_a_str_that_encodes_itself_otherwise_is_sent_as_its_text() -> None:
 def test_any_finite_time_is_a_time(url: str, seconds: float) -> None:
     names = ("connect", "close", "send", "ping")
     times = {f"{name}_timeout": seconds for name in names}
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = quick(url, recorder, ping_interval=seconds, open_grace=seconds, **times)
     client.connect(timeout=seconds)
     client.connect()
@@ -146,7 +146,7 @@ def test_any_finite_time_is_a_time(url: str, seconds: float) -> None:
     client.flush()
     assert client.ping(timeout=seconds) < SOON
     assert client.ping(b"again") < SOON
-    recorder.wait_for("message", 2)
+    recorder.wait_for("message", count=2)
     waiting = threading.Thread(target=client.wait, args=(seconds,))
     waiting.start()
     assert client.disconnect(timeout=seconds)
@@ -188,7 +188,7 @@ def test_without_descriptors_connect_fails_in_order(
     count: int, unraisable: List[Any], caplog: Any
 ) -> None:
     """The wake-up takes two and the connection one; a name may have to read files as well."""
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = quick("ws://127.0.0.1:9/", recorder)
     with descriptors_left(count), pytest.raises(wsthread.ConnectError, match="Too many open files"):
         client.connect()
@@ -228,7 +228,7 @@ def test_a_start_of_the_reader_that_is_interrupted_ends_the_life(
     url: str, monkeypatch: pytest.MonkeyPatch, runs: bool, inline: bool, error: Any
 ) -> None:
     dispatcher = wsthread.InlineDispatcher() if inline else None
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = quick(url, recorder, dispatcher=dispatcher)
     begun: List[threading.Thread] = []
     start = threading.Thread.start
@@ -348,7 +348,7 @@ def test_the_end_of_tls_in_one_piece_with_the_last_message(
         tls.flush(b"\x17\x03\x03\x00\x20" + bytes(32) if way == "bad record" else b"")
         tls.wait_for_the_end()
 
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     receive_queue = wsthread.QueueLimit(messages=1 if paused else 100)
     with without_collector(), RawServer(script) as server:
         client = quick(

@@ -14,8 +14,9 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Ty
 import pytest
 
 import wsthread
-from tests.support import SOON, Certificates, RawConnection, RawServer, Recorder, quickest
+from tests.support import SOON, Certificates, RawConnection, RawServer, quickest
 from wsthread import ConnectTimeout, HandshakeError, Reconnect
+from wsthread.testing import RecordingDelegate
 
 #: What an attack may cost at most, in bytes.
 MEMORY = 20_000_000
@@ -230,7 +231,7 @@ def test_promise_14_an_attack_on_the_opening(name: str) -> None:
     def attempt() -> float:
         with RawServer(attack.script) as server, memory() as peak:
             scheme = "wss" if attack.tls else "ws"
-            recorder = Recorder()
+            recorder = RecordingDelegate()
             client = wsthread.WebSocketClient(
                 f"{scheme}://127.0.0.1:{server.port}/",
                 recorder,
@@ -254,7 +255,7 @@ def test_promise_14_an_attack_on_the_opening(name: str) -> None:
 @pytest.mark.parametrize("name", ["drip of a head", "403 with a body of 10 GiB", "20 redirects"])
 def test_promise_14_an_attack_on_an_opening_nobody_waits_for(name: str) -> None:
     attack = ATTACKS[name]
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with RawServer(attack.script) as server:
         client = wsthread.WebSocketClient(
             server.url, recorder, connect_timeout=CONNECT_TIMEOUT if attack.timed else SOON

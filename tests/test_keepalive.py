@@ -18,11 +18,11 @@ from tests.support import (
     Certificates,
     RawConnection,
     RawServer,
-    Recorder,
     frame,
 )
 from wsthread import QueueLimit
 from wsthread.keepalive import Keepalive
+from wsthread.testing import RecordingDelegate
 
 TEXT, BINARY, PING, PONG = 1, 2, 9, 10
 
@@ -134,13 +134,13 @@ class Silent:
 
 def test_promise_18_a_peer_that_falls_silent_without_fin_is_found() -> None:
     interval, timeout = 0.4, 0.6
-    peer, recorder = Silent(), Recorder()
+    peer, recorder = Silent(), RecordingDelegate()
     with RawServer(peer) as raw:
         client = wsthread.WebSocketClient(
             raw.url, recorder, reconnect=False, ping_interval=interval, ping_timeout=timeout
         )
         client.connect()
-        recorder.wait_for("pong", 2)  # it is well
+        recorder.wait_for("pong", count=2)  # it is well
         assert client.latency is not None and 0 <= client.latency < SOON
         peer.quiet.set()
         _, code, reason = recorder.wait_for("close")
@@ -157,7 +157,7 @@ def test_promise_18_a_peer_that_falls_silent_without_fin_is_found() -> None:
 
 
 def test_promise_18_without_a_timeout_silence_is_waited_for() -> None:
-    peer, recorder = Silent(), Recorder()
+    peer, recorder = Silent(), RecordingDelegate()
     with RawServer(peer) as raw:
         client = wsthread.WebSocketClient(
             raw.url, recorder, reconnect=False, ping_interval=0.02, ping_timeout=None
@@ -216,7 +216,7 @@ def test_promise_18_bytes_of_a_message_that_trickles_in_are_life() -> None:
         trickle(connection, frame(TEXT, message), 0.03, ended)
         connection.answer_close()
 
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with RawServer(script) as raw:
         client = wsthread.WebSocketClient(
             raw.url, recorder, reconnect=False, ping_interval=0.1, ping_timeout=0.5
@@ -278,7 +278,7 @@ def test_promise_18_bytes_of_a_tls_record_that_trickles_in_are_life() -> None:
         connection.sock.sendall(frame(TEXT, b"x" * 100))
         connection.answer_close()
 
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     context = certificates.server_context()
     with RawServer(script, context) as raw, Trickler(raw.port, slow, 0.015) as relay:
         client = wsthread.WebSocketClient(
@@ -297,7 +297,7 @@ def test_promise_18_bytes_of_a_tls_record_that_trickles_in_are_life() -> None:
     assert recorder.of("error") == []
 
 
-class Blocking(Recorder):
+class Blocking(RecordingDelegate):
     """Its first `on_message` holds the dispatcher up."""
 
     def __init__(self) -> None:
@@ -344,8 +344,8 @@ def test_promise_18_a_reader_paused_by_back_pressure_does_not_mistake_its_peer(
         assert not client.wait(1.2), "three times the time a silent peer has"
         assert client.state is wsthread.ConnectionState.CONNECTED
         recorder.release.set()
-        recorder.wait_for("message", 10)
-        recorder.wait_for("pong", 4)
+        recorder.wait_for("message", count=10)
+        recorder.wait_for("pong", count=4)
         assert recorder.of("close") == []
         go_silent.set()  # ... and a silent one is found again after a pause
         assert recorder.wait_for("close")[1] == 1006
@@ -357,7 +357,7 @@ def test_promise_18_an_answer_that_came_while_the_reader_was_held_up_counts() ->
     """An inline callback holds the reader up for longer than the peer's time."""
     pinged, held_up, ponged = threading.Event(), threading.Event(), threading.Event()
 
-    class HoldsUp(Recorder):
+    class HoldsUp(RecordingDelegate):
         def on_sent(self, client: Any, message: Any) -> None:
             super().on_sent(client, message)
             held_up.set()

@@ -20,7 +20,8 @@ from typing import Any, Callable, Iterator, List, Optional, Set
 import pytest
 
 import wsthread
-from tests.support import SOON, RawConnection, RawServer, Recorder, echo_server, eventually
+from tests.support import SOON, RawConnection, RawServer, echo_server, eventually
+from wsthread.testing import RecordingDelegate
 
 PACKAGE = os.path.dirname(wsthread.__file__)
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,6 +70,8 @@ def instructions(thorough: int, quick: int) -> List[Any]:
 
 def traced(at: At, function: Callable[[], Any]) -> None:
     before = sys.gettrace()
+    # CPython 3.12 traces no instruction before some frame has asked for it.
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(at)
     try:
         function()
@@ -94,7 +97,7 @@ def test_promise_04_disconnect_in_a_signal_handler_at_any_instruction_of_send(
     reached = 0
     with echo_server() as url:
         for number in numbers:
-            recorder = Recorder()
+            recorder = RecordingDelegate()
             client = wsthread.WebSocketClient(url, recorder, close_timeout=SOON)
             client.connect()
             at = At(number, lambda: client.disconnect(wait=False))  # noqa: B023
@@ -123,7 +126,7 @@ def test_promise_03_a_finaliser_at_any_instruction_of_the_reader(numbers: range)
     reached = 0
     with echo_server() as url:
         for number in numbers:
-            recorder = Recorder()
+            recorder = RecordingDelegate()
             client = wsthread.WebSocketClient(url, recorder, close_timeout=SOON)
             cell = [wsthread.WebSocketClient(url)]
             cell[0].connect()
@@ -251,7 +254,7 @@ def in_child(client: Any, results: Any, url: str) -> None:
     except wsthread.NotConnected:
         found.append("NotConnected")
     found.append(client.disconnect())
-    own = Recorder()
+    own = RecordingDelegate()
     with wsthread.WebSocketClient(url, own) as mine:
         mine.send("own")
         found.append(own.wait_for("message")[1])
@@ -264,7 +267,7 @@ def in_child(client: Any, results: Any, url: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_promise_17_multiprocessing_by_fork() -> None:
     context = multiprocessing.get_context("fork")
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with echo_server() as url, wsthread.WebSocketClient(url, recorder) as client:
         results = context.SimpleQueue()
         workers = [context.Process(target=in_child, args=(client, results, url)) for _ in range(3)]

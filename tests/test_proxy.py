@@ -30,7 +30,6 @@ from tests.support import (
     Certificates,
     RawConnection,
     RawServer,
-    Recorder,
 )
 from tests.test_opening import (
     Requests,
@@ -46,6 +45,7 @@ from wsthread import opening
 from wsthread.errors import ProxyError
 from wsthread.proxy import find_proxy, parse_proxy
 from wsthread.reconnect import retried
+from wsthread.testing import RecordingDelegate
 from wsthread.transport import Waiter, Waker
 from wsthread.urls import parse_url
 
@@ -103,7 +103,7 @@ def server_side(scheme: str, certificates: Certificates) -> Dict[str, Any]:
 
 def echo_through(url: str, proxy: Any, message: Any = "hello", **options: Any) -> None:
     """Open, echo, close in order."""
-    got = Recorder()
+    got = RecordingDelegate()
     client = wsthread.WebSocketClient(url, got, proxy=proxy, reconnect=False, **options)
     client.connect()
     client.send(message)
@@ -640,7 +640,7 @@ def answering_in_turn(*answers: bytes) -> Callable[[RawConnection], None]:
 def test_a_502_is_tried_again() -> None:
     bad, good = b"HTTP/1.1 502 Bad Gateway\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"
     with RawServer(answering_in_turn(bad, bad, good)) as server:
-        got = Recorder()
+        got = RecordingDelegate()
         client = wsthread.WebSocketClient(
             "ws://server.test/",
             got,

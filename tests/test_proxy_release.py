@@ -60,4 +60,4 @@ def test_promise_01_nothing_is_left_of_proxies(scheme: str, tmp_path: Path) -> N
             del client, refused
             assert [reference() for reference in gone] == [None, None]
 
-        assert_nothing_grows(run, 24)
+        assert_nothing_grows(run, 100)

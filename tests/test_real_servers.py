@@ -13,7 +13,8 @@ import pytest
 
 import wsthread
 from tests.node_server import node_server
-from tests.support import SOON, Certificates, Recorder, echo_server
+from tests.support import SOON, Certificates, echo_server
+from wsthread.testing import RecordingDelegate
 
 MANY = 100_000
 
@@ -68,11 +69,11 @@ MESSAGES: List[Union[str, bytes]] = [
 
 
 def test_every_kind_of_message_comes_back(url: str, options: Any) -> None:
-    delegate = Recorder()
+    delegate = RecordingDelegate()
     with wsthread.WebSocketClient(url, delegate, **options) as client:
         for message in MESSAGES:
             client.send(message)
-        delegate.wait_for("message", len(MESSAGES))
+        delegate.wait_for("message", count=len(MESSAGES))
         assert client.ping(timeout=SOON) < SOON
         received = delegate.messages()
     assert received[: len(MESSAGES)] == MESSAGES
@@ -83,7 +84,7 @@ def test_every_kind_of_message_comes_back(url: str, options: Any) -> None:
 
 
 def test_the_server_closes_with_code_and_reason(url: str, options: Any) -> None:
-    delegate = Recorder()
+    delegate = RecordingDelegate()
     client = wsthread.WebSocketClient(url, delegate, reconnect=False, **options)
     client.connect()
     client.send("close 4321 genug für heute")
@@ -108,14 +109,14 @@ def test_five_lines(node_url: str) -> None:
 
 
 def test_node_is_told_code_reason_headers_and_pings(node_url: str) -> None:
-    delegate = Recorder()
+    delegate = RecordingDelegate()
     with wsthread.WebSocketClient(node_url, delegate, headers={"X-Token": "abc"}) as client:
         client.send("head x-token")
         assert delegate.wait_for("message") == ("message", "abc")
         client.ping(b"are you there", timeout=SOON)
-        assert delegate.wait_for("message", 2) == ("message", "pinged are you there")
+        assert delegate.wait_for("message", count=2) == ("message", "pinged are you there")
         assert client.disconnect(3999, "ça suffit")
-    delegate = Recorder()
+    delegate = RecordingDelegate()
     with wsthread.WebSocketClient(node_url, delegate) as client:
         client.send("closed")
         assert delegate.wait_for("message") == ("message", "3999 ça suffit")

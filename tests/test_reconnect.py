@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 
 import wsthread
 from tests.lasting import SteadyServer, echo, eventually
-from tests.support import SOON, RawConnection, Recorder, close_frame, frame
+from tests.support import SOON, RawConnection, close_frame, frame
 from wsthread import ConnectionState, QueueLimit, Reconnect
 from wsthread.errors import ConnectError, ConnectTimeout, HandshakeError, ProxyError
 from wsthread.reconnect import Backoff, retried, retry_after
+from wsthread.testing import RecordingDelegate
 
 #: For tests that want to be back at once.
 SOON_BACK = Reconnect(delay=0.02, max_delay=0.02)
@@ -294,15 +295,15 @@ def answers(status: str, *fields: str) -> Callable[[RawConnection], None]:
 
 
 def test_promise_19_a_server_killed_and_restarted(make: Clients, server: SteadyServer) -> None:
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = make(server.url, recorder)
     client.connect()
     recorder.wait_for("open")
     server.stop()
-    recorder.wait_for("reconnect", 3)
+    recorder.wait_for("reconnect", count=3)
     assert client.state is ConnectionState.RECONNECTING
     server.start()
-    recorder.wait_for("open", 2)
+    recorder.wait_for("open", count=2)
     client.send("I am back")
     assert recorder.wait_for("message") == ("message", "I am back")
     assert client.disconnect()
@@ -329,12 +330,12 @@ def test_promise_19_a_server_killed_and_restarted(make: Clients, server: SteadyS
 
 
 def test_promise_19_a_reset_is_told_and_retried(make: Clients, server: SteadyServer) -> None:
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = make(server.url, recorder)
     client.connect()
     recorder.wait_for("open")
     server.cut()
-    recorder.wait_for("open", 2)
+    recorder.wait_for("open", count=2)
     [(_, error)] = recorder.of("error")
     assert isinstance(error.__cause__, ConnectionResetError)
     assert recorder.of("close") == [("close", 1006, "")]
@@ -343,11 +344,11 @@ def test_promise_19_a_reset_is_told_and_retried(make: Clients, server: SteadySer
 @pytest.mark.parametrize("code", [None, 1001, 1011, 1012, 1013, 1014])
 def test_promise_19_a_close_that_is_retried(make: Clients, code: Optional[int]) -> None:
     reason = "" if code is None else "later"
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with SteadyServer(scripts(closing(code, reason), opened)) as server:
         client = make(server.url, recorder)
         client.connect()
-        recorder.wait_for("open", 2)
+        recorder.wait_for("open", count=2)
         assert client.disconnect()
     assert recorder.of("close")[0] == ("close", code or 1005, reason)
     states = ["CONNECTING", "CONNECTED", "CLOSING", "RECONNECTING", "CONNECTED"]
@@ -356,7 +357,7 @@ def test_promise_19_a_close_that_is_retried(make: Clients, code: Optional[int]) 
 
 @pytest.mark.parametrize("code", [1000, 1002, 1003, 1007, 1008, 1009, 1010, 3000, 4321])
 def test_promise_19_a_close_that_is_final(make: Clients, code: int) -> None:
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with SteadyServer(closing(code, "for good")) as server:
         client = make(server.url, recorder)
         client.connect()
@@ -371,19 +372,19 @@ def test_promise_19_a_close_that_is_final(make: Clients, code: int) -> None:
 
 @pytest.mark.parametrize("status", ["408 Timeout", "429 Slow Down", "500 Oops", "503 Busy"])
 def test_promise_19_an_http_answer_that_is_retried(make: Clients, status: str) -> None:
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with SteadyServer(scripts(drops, answers(status), opened)) as server:
         client = make(server.url, recorder)
         client.connect()
         client.send("lose me")
-        recorder.wait_for("open", 2)
+        recorder.wait_for("open", count=2)
         assert client.disconnect()
     assert recorder.of("reconnect")[1][3].status == int(status[:3])
 
 
 @pytest.mark.parametrize("status", ["400 Bad", "401 Who", "403 No", "404 Where", "200 OK"])
 def test_promise_19_an_http_answer_that_is_final(make: Clients, status: str) -> None:
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with SteadyServer(scripts(drops, answers(status), opened)) as server:
         client = make(server.url, recorder)
         client.connect()
@@ -400,12 +401,12 @@ def test_promise_19_an_http_answer_that_is_final(make: Clients, status: str) -> 
 @pytest.mark.parametrize("policy", [{}, {"max_retry_after": 0.3}], ids=["whole", "capped"])
 def test_promise_19_retry_after_is_honoured(make: Clients, policy: Dict[str, Any]) -> None:
     busy = answers("503 Busy", f"Retry-After: {86400 if policy else 1}")
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with SteadyServer(scripts(drops, busy, opened)) as server:
         client = make(server.url, recorder, reconnect=Reconnect(delay=0.01, **policy))
         client.connect()
         client.send("lose me")
-        recorder.wait_for("open", 2)
+        recorder.wait_for("open", count=2)
         waited = server.accepted[2] - server.accepted[1]
         assert client.disconnect()
     least = policy.get("max_retry_after", 1.0)
@@ -434,7 +435,7 @@ def test_promise_19_an_expired_certificate_is_final(make: Clients) -> None:
     authority.configure_trust(trusting)
     good = certificate(authority)
     expired = certificate(authority, not_after=datetime.now(timezone.utc) - timedelta(days=1))
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with SteadyServer(scripts(over_tls(good, drops), over_tls(expired, opened))) as server:
         url = f"wss://127.0.0.1:{server.port}/"
         client = make(url, recorder, ssl_context=trusting)
@@ -466,14 +467,14 @@ def test_promise_19_names_that_do_not_resolve_for_a_while(
         return real("127.0.0.1", *args, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", failing)
-    down, recorder = threading.Event(), Recorder()
+    down, recorder = threading.Event(), RecordingDelegate()
     client = make(f"ws://feed.test:{server.port}/", recorder)
     client.connect()
     down.set()
     server.cut()
-    recorder.wait_for("reconnect", 4)
+    recorder.wait_for("reconnect", count=4)
     down.clear()
-    recorder.wait_for("open", 2)
+    recorder.wait_for("open", count=2)
     cause = recorder.of("reconnect")[1][3]
     assert isinstance(cause.__cause__, socket.gaierror) and "cannot resolve" in str(cause)
     assert failures[0] >= 3
@@ -485,12 +486,12 @@ def test_promise_19_a_server_that_accepts_and_closes_at_once_makes_no_hot_loop(
     def closes(connection: RawConnection) -> None:
         connection.upgrade()
 
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     policy = Reconnect(delay=0.05, max_delay=10, rng=Ceiling())
     with SteadyServer(closes) as server:
         client = make(server.url, recorder, reconnect=policy)
         client.connect()
-        recorder.wait_for("reconnect", 5)
+        recorder.wait_for("reconnect", count=5)
         assert client.disconnect()
         gaps = [after - before for before, after in zip(server.accepted, server.accepted[1:])]
     attempts = [(event[1], event[2]) for event in recorder.of("reconnect")]
@@ -501,23 +502,23 @@ def test_promise_19_a_server_that_accepts_and_closes_at_once_makes_no_hot_loop(
 def test_promise_19_a_connection_that_lasted_starts_the_count_again(
     make: Clients, server: SteadyServer
 ) -> None:
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     policy = Reconnect(delay=0.01, max_delay=10, min_uptime=0.2, rng=Ceiling())
     client = make(server.url, recorder, reconnect=policy)
     client.connect()
     for number in range(1, 4):
-        recorder.wait_for("open", number)
+        recorder.wait_for("open", count=number)
         if number == 3:
             assert not client.wait(0.3)  # it lasts
         server.cut()
-        recorder.wait_for("reconnect", number)
+        recorder.wait_for("reconnect", count=number)
     assert [event[1:3] for event in recorder.of("reconnect")] == [(1, 0.01), (2, 0.02), (1, 0.01)]
 
 
 def test_promise_19_attempts_that_are_used_up_end_the_life(
     make: Clients, server: SteadyServer
 ) -> None:
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = make(server.url, recorder, reconnect=Reconnect(delay=0.01, attempts=3))
     client.connect()
     recorder.wait_for("open")
@@ -543,7 +544,7 @@ def test_promise_19_url_and_headers_are_called_before_every_attempt(make: Client
         heads.append((line.split()[1], token.split(b": ")[1]))
         echo(connection)
 
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with SteadyServer(script) as server:
         client = make(
             lambda: f"{server.url}?try={len(heads) + 1}",
@@ -552,9 +553,9 @@ def test_promise_19_url_and_headers_are_called_before_every_attempt(make: Client
         )
         client.connect()
         for number in (1, 2):
-            recorder.wait_for("open", number)
+            recorder.wait_for("open", count=number)
             server.cut()
-        recorder.wait_for("open", 3)
+        recorder.wait_for("open", count=3)
         assert client.disconnect()
     assert heads == [(b"/?try=%d" % n, b"%d" % n) for n in (1, 2, 3)]
 
@@ -571,12 +572,12 @@ def test_promise_19_a_callable_that_raises_is_a_failed_attempt(
             raise error
         return {}
 
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = make(server.url, recorder, headers=headers)
     client.connect()
     recorder.wait_for("open")
     server.cut()
-    recorder.wait_for("open", 2)
+    recorder.wait_for("open", count=2)
     causes = [event[3] for event in recorder.of("reconnect")]
     assert len(causes) == 3
     assert all(isinstance(cause, wsthread.ConnectError) for cause in causes[1:])
@@ -587,7 +588,7 @@ def test_promise_19_a_callable_that_raises_is_a_failed_attempt(
 @pytest.mark.parametrize("wrong", ["ftp://127.0.0.1/", "ws://", "ws://127.0.0.1:99999/"])
 def test_promise_19_a_bad_url_is_final(make: Clients, server: SteadyServer, wrong: str) -> None:
     urls = iter([server.url, wrong, server.url])
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = make(lambda: next(urls), recorder)
     client.connect()
     recorder.wait_for("open")
@@ -617,12 +618,12 @@ class Asked:
 
 def test_promise_19_should_retry_decides_otherwise(make: Clients) -> None:
     ask = Asked(True)
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with SteadyServer(scripts(closing(1000), opened)) as server:
         policy = Reconnect(delay=0.01, should_retry=ask)
         client = make(server.url, recorder, reconnect=policy)
         client.connect()
-        recorder.wait_for("open", 2)
+        recorder.wait_for("open", count=2)
         assert client.disconnect()
     assert ask.calls == [(None, 1000)]
     refusing = Asked(False)
@@ -649,13 +650,13 @@ def test_should_retry_that_raises_leaves_it_to_the_rules(
     make: Clients, raised: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
     for code, back in ((1012, True), (1008, False)):
-        recorder, ask = Recorder(), Asked(raised)
+        recorder, ask = RecordingDelegate(), Asked(raised)
         with SteadyServer(scripts(closing(code), opened)) as server:
             policy = Reconnect(delay=0.01, should_retry=ask)
             client = make(server.url, recorder, reconnect=policy)
             client.connect()
             if back:
-                recorder.wait_for("open", 2)
+                recorder.wait_for("open", count=2)
                 assert client.disconnect()
             assert client.wait(SOON)
             assert len(server.accepted) == (2 if back else 1)
@@ -666,12 +667,12 @@ def test_should_retry_that_hangs_leaves_it_to_the_rules(
     make: Clients, caplog: pytest.LogCaptureFixture
 ) -> None:
     release = threading.Event()
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with SteadyServer(scripts(closing(1012), opened)) as server:
         policy = Reconnect(delay=0.01, should_retry=Asked(release.wait))
         client = make(server.url, recorder, reconnect=policy, connect_timeout=0.3)
         client.connect()
-        recorder.wait_for("open", 2)
+        recorder.wait_for("open", count=2)
         release.set()
         assert client.disconnect()
     assert "should_retry" in caplog.text
@@ -699,7 +700,7 @@ def test_promise_02_disconnect_while_should_retry_hangs(make: Clients) -> None:
 
 def test_promise_19_the_first_connection_is_tried_once(make: Clients, server: SteadyServer) -> None:
     server.stop()
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = make(server.url, recorder)
     with pytest.raises(wsthread.ConnectError):
         client.connect()
@@ -711,11 +712,11 @@ def test_promise_19_first_retries_the_first_connection_too(
     make: Clients, server: SteadyServer
 ) -> None:
     server.stop()
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = make(server.url, recorder, reconnect=Reconnect(first=True, delay=0.02, max_delay=0.02))
     client.connect(wait=False)
     client.send("as soon as you can")
-    recorder.wait_for("reconnect", 3)
+    recorder.wait_for("reconnect", count=3)
     assert client.state is ConnectionState.CONNECTING
     server.start()
     client.connect()  # joins the wait
@@ -727,7 +728,7 @@ def test_promise_15_a_timeout_of_connect_bounds_all_its_attempts(
     make: Clients, server: SteadyServer
 ) -> None:
     server.stop()
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = make(server.url, recorder, reconnect=Reconnect(first=True, delay=0.05, max_delay=0.05))
     started = time.monotonic()
     with pytest.raises(wsthread.ConnectError):
@@ -740,7 +741,7 @@ def test_promise_15_a_timeout_of_connect_bounds_all_its_attempts(
 # What waits, and how the wait ends.
 
 
-class Subscribes(Recorder):
+class Subscribes(RecordingDelegate):
     def on_open(self, client: Any) -> None:
         super().on_open(client)
         client.send("log in")
@@ -753,7 +754,7 @@ def test_promise_10_what_was_sent_in_between_goes_behind_on_open(
     recorder = Subscribes()
     client = make(server.url, recorder, send_queue=QueueLimit(messages=3))
     client.connect()
-    recorder.wait_for("message", 2)
+    recorder.wait_for("message", count=2)
     server.stop()
     recorder.wait_for("reconnect")
     for number in range(3):
@@ -763,7 +764,7 @@ def test_promise_10_what_was_sent_in_between_goes_behind_on_open(
         client.send("one too many")
     server.start()
     again = ["log in", "subscribe", "message 0", "message 1", "message 2"]
-    recorder.wait_for("message", 7)
+    recorder.wait_for("message", count=7)
     assert recorder.messages()[2:] == again
     assert client.disconnect()
     assert [event[1] for event in recorder.of("sent")][2:] == again
@@ -774,7 +775,7 @@ def test_promise_10_what_was_sent_in_between_goes_behind_on_open(
 def test_promise_02_the_end_comes_at_once_during_back_off(
     make: Clients, server: SteadyServer, how: str
 ) -> None:
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     client = make(server.url, recorder, reconnect=Reconnect(delay=1000, rng=Ceiling()))
     client.connect()
     recorder.wait_for("open")

@@ -12,8 +12,9 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 import pytest
 
 import wsthread
-from tests.support import RawConnection, Recorder, frame
+from tests.support import RawConnection, frame
 from tests.test_sending import Peer, answer, eventually, narrow, peer
+from wsthread.testing import RecordingDelegate
 
 PAGE = Path(__file__).parent.parent / "docs" / "states.rst"
 
@@ -66,7 +67,7 @@ class Scene:
     def __init__(self, raw: Peer, state: str) -> None:
         self.raw = raw
         self.state = state
-        self.recorder = Recorder()
+        self.recorder = RecordingDelegate()
         policy = wsthread.Reconnect(delay=30, rng=Long())  # type: ignore[arg-type]
         self.client = wsthread.WebSocketClient(
             raw.url, self.recorder, reconnect=policy, close_timeout=5, ping_interval=None
@@ -172,7 +173,7 @@ def check_opens(scene: Scene, method: str, cell: str) -> None:
     assert (call.raised, call.value) == ("", None)
     if "without waiting" not in cell:
         assert scene.client.state.name == "CONNECTED"
-    scene.recorder.wait_for("open", opens + 1)
+    scene.recorder.wait_for("open", count=opens + 1)
     server.join()
     scene.client.send("it is open")
     assert connections[0].read_frame() == (1, b"it is open")
@@ -209,7 +210,7 @@ def check_sends(scene: Scene, method: str, cell: str) -> None:
     assert (call.raised, call.value) == ("", None)
     expected = [b"a message", b"another"] if "many" in method else [b"a message"]
     assert [scene.connection.read_frame()[1] for _ in expected] == expected
-    scene.recorder.wait_for("sent", len(expected))
+    scene.recorder.wait_for("sent", count=len(expected))
     narrow(scene.client)
     with pytest.raises(wsthread.SendTimeout):
         for _ in range(40):
@@ -264,7 +265,7 @@ def check_asks(scene: Scene, method: str, cell: str) -> None:
     if scene.state == "CLOSING":
         scene.connection.sock.sendall(frame(8, b"\x03\xe8"))
         scene.connection.sock.shutdown(2)
-    scene.recorder.wait_for("state", 1)
+    scene.recorder.wait_for("state", count=1)
     eventually(scene.over)
 
 

@@ -16,7 +16,6 @@ from tests.support import (
     SOON,
     RawConnection,
     RawServer,
-    Recorder,
     echo_server,
     eventually,
     frame,
@@ -24,6 +23,7 @@ from tests.support import (
     peer,
 )
 from wsthread import Reconnect
+from wsthread.testing import RecordingDelegate
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def wire(size: int) -> int:
 
 
 def test_stats_count_what_happened(url: str) -> None:
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     sizes = [1, 125, 126, 70_000]
     client = wsthread.WebSocketClient(url, recorder, compression=None, ping_interval=None)
     assert client.stats == wsthread.ClientStats()
@@ -49,7 +49,7 @@ def test_stats_count_what_happened(url: str) -> None:
         client.connect()
         for size in sizes:
             client.send("x" * size)
-        recorder.wait_for("message", life * len(sizes))
+        recorder.wait_for("message", count=life * len(sizes))
         latency = client.ping(timeout=SOON)
         stats = client.stats
         assert stats.latency == latency
@@ -85,7 +85,7 @@ def test_stats_are_a_snapshot(url: str) -> None:
 
 
 def test_stats_of_the_queues_and_their_high_water_marks() -> None:
-    class Blocks(Recorder):
+    class Blocks(RecordingDelegate):
         held, hold = threading.Event(), threading.Event()
 
         def on_message(self, client: Any, message: Any) -> None:
@@ -137,11 +137,11 @@ def test_stats_of_reconnects_and_the_last_error() -> None:
             else:
                 connection.answer_close()
 
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with RawServer(script) as server:
         client = wsthread.WebSocketClient(server.url, recorder, reconnect=Reconnect(delay=0))
         client.connect()
-        recorder.wait_for("open", 3)
+        recorder.wait_for("open", count=3)
         stats = client.stats
         assert (stats.connections, stats.reconnects, stats.failed_attempts) == (3, 2, 1)
         assert client.error is None
@@ -275,7 +275,7 @@ def test_logging_never_shows_a_secret(log: Everything) -> None:
             connection.answer_close()
 
     headers = {"Authorization": "Bearer bearer-secret", "Cookie": "bearer-secret"}
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with RawServer(script) as server:
         secret = f"ws://user:pass-secret@127.0.0.1:{server.port}/path-secret?q=query-secret"
         client = wsthread.WebSocketClient(secret, recorder, headers=lambda: headers)
@@ -330,7 +330,7 @@ def test_logging_a_slow_handler_holds_no_lock_of_the_connection(url: str) -> Non
                 assert go_on.wait(SOON)
             return True
 
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     handler, logger = Stuck(), logging.getLogger("wsthread.frames")
     with wsthread.WebSocketClient(url, recorder) as client:
         recorder.wait_for("open")

@@ -25,11 +25,11 @@ from tests.support import (
     Background,
     RawConnection,
     RawServer,
-    Recorder,
     frame,
     in_process,
 )
 from wsthread import QueueLimit
+from wsthread.testing import RecordingDelegate
 
 
 class Authority:
@@ -118,7 +118,7 @@ def test_promise_16_a_peer_that_tls_refuses(name: str, authority: Authority) -> 
     """connect() says why, nothing is sent, and it is not tried again where that is of no use."""
     make, text = REFUSED[name]
     reached: List[RawConnection] = []
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with RawServer(reached.append, make(authority)) as server:
         client = wsthread.WebSocketClient(
             server.url,
@@ -198,7 +198,7 @@ def test_promise_12_a_broken_record_ends_the_connection(authority: Authority) ->
             raw.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
             connection.read_to_end()
 
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with RawServer(script, authority.server()) as server:
         client = wsthread.WebSocketClient(
             server.url, recorder, ssl_context=authority.client(), reconnect=False
@@ -224,7 +224,7 @@ def test_promise_12_the_end_of_tls_without_a_close_frame(
             with contextlib.suppress(OSError):
                 connection.sock.unwrap().close()  # type: ignore[attr-defined]
 
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     with RawServer(script, authority.server()) as server:
         client = wsthread.WebSocketClient(
             server.url, recorder, ssl_context=authority.client(), reconnect=False

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import wsthread
-from tests.support import SOON, Certificates, Recorder, echo_server
+from tests.support import SOON, Certificates, echo_server
+from wsthread.testing import RecordingDelegate
 from wsthread.transport import HANGUP, READ, WRITE, Poller
 
 
@@ -28,7 +29,7 @@ def test_a_life_without_poll_and_sendmsg(
     certificates = Certificates()
     with echo_server(certificates.write(tmp_path) if tls else None) as url:
         monkeypatch.delattr(select, "poll", raising=False)
-        recorder = Recorder()
+        recorder = RecordingDelegate()
         sock = Plain()
         sock.connect(("127.0.0.1", int(url.rpartition(":")[2].strip("/"))))
         client = wsthread.WebSocketClient(
@@ -43,7 +44,7 @@ def test_a_life_without_poll_and_sendmsg(
         large = b"x" * (8 << 20)  # more than the kernel takes at once
         client.send(large, timeout=SOON)
         client.send("push 1000")
-        recorder.wait_for("message", 1001, timeout=2 * SOON)
+        recorder.wait_for("message", count=1001, timeout=2 * SOON)
         assert recorder.messages() == [large, *map(str, range(1000))]
         assert client.ping(timeout=SOON) < SOON
         assert client.disconnect()

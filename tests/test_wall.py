@@ -20,12 +20,12 @@ from tests.support import (
     Certificates,
     RawConnection,
     RawServer,
-    Recorder,
     eventually,
     frame,
     narrow,
 )
 from wsthread import QueueLimit, Reconnect
+from wsthread.testing import RecordingDelegate
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 KINDS = ["plain", "tls", "deflate", "deflate over tls"]
@@ -113,7 +113,7 @@ def test_promise_11_a_wall_ends_in_errors_not_in_silence(
     threads: int, kind: str, certificates: Certificates
 ) -> None:
     """Without reconnect: keepalive finds the peer, and every sender hears of it."""
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     wall = Wall(kind, certificates)
     limit = QueueLimit(messages=30, bytes=300_000)
     options: Dict[str, Any] = {"ping_interval": 0.3, "ping_timeout": 0.3, "send_queue": limit}
@@ -143,7 +143,7 @@ def test_promise_11_pings_are_answered_until_the_pipe_is_full(
     kind: str, certificates: Certificates
 ) -> None:
     """And the newest one again when it is not any more."""
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     wall = Wall(kind, certificates)
     with wall.client(recorder, ping_interval=None) as client:
         recorder.wait_for("open")
@@ -151,14 +151,14 @@ def test_promise_11_pings_are_answered_until_the_pipe_is_full(
         assert wall.connection is not None
         for number in range(10):  # nobody reads these pongs yet, but there is room for them
             wall.connection.sock.sendall(frame(PING, b"room %d" % number))
-        recorder.wait_for("ping", 10)
+        recorder.wait_for("ping", count=10)
         narrow(client)
         with pytest.raises(wsthread.SendTimeout):
             while True:
                 client.send(random_bytes(0), timeout=0.2)
         for number in range(10):
             wall.connection.sock.sendall(frame(PING, b"full %d" % number))
-        recorder.wait_for("ping", 20)
+        recorder.wait_for("ping", count=20)
         wall.reads.set()
         eventually(lambda: len(wall.pongs) >= 11)
         client.ping(timeout=SOON)
@@ -171,7 +171,7 @@ def test_promise_11_timeouts_never_tear_a_compressed_stream(
     kind: str, certificates: Certificates
 ) -> None:
     """Messages that were given up never entered the compressor's window; those begun went on."""
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     wall = Wall(kind, certificates, pace=0.004)
     wall.reads.set()
     limit = QueueLimit(messages=4, bytes=60_000)
@@ -221,7 +221,7 @@ class Interrupts:
 @pytest.mark.parametrize("kind", KINDS)
 def test_promise_11_ctrl_c_at_any_call_of_send(kind: str, certificates: Certificates) -> None:
     """What was begun goes on, or its connection fails; what is sent next arrives, whole."""
-    recorder = Recorder()
+    recorder = RecordingDelegate()
     wall = Wall(kind, certificates)
     wall.reads.set()
     again = Reconnect(delay=0, min_uptime=0)
@@ -257,7 +257,7 @@ def test_promise_11_ctrl_c_at_any_call_of_send(kind: str, certificates: Certific
     assert client.pending == 0
 
 
-def returned(recorder: Recorder, one: bytes) -> bool:
+def returned(recorder: RecordingDelegate, one: bytes) -> bool:
     return any(event[1] == one for event in recorder.of("unsent"))
 
 

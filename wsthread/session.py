@@ -346,6 +346,9 @@ class Session:
         connection = self._connection
         assert connection is not None
         self._connection = self.writer = None
+        if self.ending():
+            # Before what was begun makes room for a sender that waits for it.
+            self.outbox.refuse("the client is closing")
         code, reason, self._begun = connection.conclude()
         self._error = self._error or connection.error
         self.known.closed(code, reason)
