@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 import pytest
 
 from tests.benchmarks import page, report
 from tests.benchmarks.__main__ import parse_arguments
 from tests.benchmarks.measure import Bench, idle_rows, import_times, result, serving
-from tests.benchmarks.messages import BINARY, KIB, OTHER, TEXT, Checker, as_bytes, block, masked
-from tests.benchmarks.rows import Target, all_rows
+from tests.benchmarks.messages import (
+    BINARY,
+    OTHER,
+    TEXT,
+    Checker,
+    as_bytes,
+    block,
+    expected_verdict,
+    masked,
+)
+from tests.benchmarks.rows import KIB, Target, all_rows
 from tests.benchmarks.server import judge
 from tests.benchmarks.workers import CONTENDERS
 
@@ -47,3 +55,100 @@ def test_rows_run_and_are_reported() -> None:
 
 def peer(target: Dict[str, Any]) -> bool:
     return target["against"] in ("websocket-client", "websockets", "picows", "websocket-rs")
+
+
+def receive(received: List[Any]) -> None:
+    """Check three messages as the clients do."""
+    checker = Checker(TEXT, 64, 3)
+    for message in received:
+        if message != checker.next():
+            checker.finish(message)
+            return
+    raise AssertionError("more is waited for")
+
+
+def test_what_was_not_sent_is_noticed() -> None:
+    one, two, three, *_ = block(TEXT, 64)
+    receive([one, two, three])
+    for wrong in ([one, three], [one, one, two, three], [one, three, two], [one, "x" * 64], [one]):
+        with pytest.raises(AssertionError):
+            receive(wrong)
+
+
+@pytest.mark.parametrize("kind", [TEXT, BINARY, OTHER])
+def test_a_long_message_is_checked_by_its_end_and_its_length(kind: str) -> None:
+    size = 16 * KIB
+    message = block(kind, size)[0]
+    assert len(as_bytes(message)) == size
+    checker = Checker(kind, size, 1)
+    checker.next()
+    checker.length = len(message)
+    checker.finish(message)
+    checker = Checker(kind, size, 1)
+    checker.next()
+    checker.length = len(message) - 1
+    with pytest.raises(AssertionError):
+        checker.finish(message)
+
+
+def test_the_server_notices_what_was_not_sent() -> None:
+    frames = bytearray(b"".join(masked(message) for message in block(TEXT, 64)[:5]))
+    head = bytes(frames[:2])
+    right = judge(memoryview(frames), head, 64)
+    assert right == expected_verdict(TEXT, 64, 5)
+    frames[-1] ^= 1
+    assert judge(memoryview(frames), head, 64) != right
+    frames[70] ^= 1
+    assert judge(memoryview(frames), head, 64).startswith("no frame")
+
+
+def test_idle_clients_and_imports_give_rows() -> None:
+    with serving() as server:
+        found = {row["name"]: row for row in idle_rows(server, 1, 3, 0.2)}
+    threads = found["3 idle clients: threads"]
+    assert threads["figures"]["wsthread"]["median"] == 1
+    assert threads["targets"][0]["reached"]
+    assert found["3 idle clients: memory"]["unit"] == "KiB a client"
+    assert import_times(1)["figures"]["wsthread"]["median"] > 0
+
+
+def made_up() -> Dict[str, Any]:
+    target = Target("wsthread", ">=", 2, "raw")
+    figures = {"wsthread": [300.0, 100.0, 200.0], "raw": [400.0], "picows": [50.0]}
+    row = result("receive", "receive 64 B, text", "messages/s", figures, [target])
+    facts = {
+        "python": "CPython",
+        "system": "Linux",
+        "date": "2000-01-01",
+        "versions": {"wsthread": "0"},
+        "maskers": {"wsthread": "integer XOR", "plain": "integer XOR"},
+        "compression": "off",
+        "keepalive": "off",
+        "text": "ASCII",
+        "rounds": 3,
+    }
+    return {"environment": facts, "quick": False, "rows": [row]}
+
+
+def test_the_page_is_made_of_the_results() -> None:
+    text = "".join(
+        f"before\n\n.. begin of {name}\n\nold\n\n.. end of {name}\n" for name in page.SECTIONS
+    )
+    made = page.page(text, made_up())
+    assert "old" not in made and made.count("before") == len(page.SECTIONS)
+    assert "missed" in made and "0.5" in made
+    assert page.page(made, made_up()) == made
+
+
+def test_a_ratio_is_of_the_medians() -> None:
+    row = made_up()["rows"][0]
+    assert row["figures"]["wsthread"]["median"] == 200
+    assert row["ratios"]["wsthread"] == {"raw": 0.5, "picows": 4}
+    assert (row["targets"][0]["found"], row["targets"][0]["reached"]) == (0.5, False)
+
+
+def test_the_command_line() -> None:
+    options = parse_arguments(["--quick", "--rows", "send*", "--rounds", "2"])
+    assert (options.quick, options.rows, options.rounds) == (True, "send*", 2)
+    with pytest.raises(SystemExit):
+        parse_arguments(["--rounds", "0"])

@@ -96,9 +96,7 @@ class Blocking:
         send: Callable[[Any], Any] = peer.send
         return send
 
-    def receive(
-        self, server: Server, kind: str, size: int, count: int, tls: bool = False
-    ) -> float:
+    def receive(self, server: Server, kind: str, size: int, count: int, tls: bool = False) -> float:
         checker = Checker(kind, size, count)
         with self.open(server, server.url("receive", kind, size, count, tls=tls)) as peer:
             recv, expected, length = peer.recv, checker.next, 0
@@ -208,9 +206,7 @@ class Raw(Blocking):
             sock.sendall(b"\x88\x80\0\0\0\0")
             check(sock.recv(16), b"\x88\0")
 
-    def receive(
-        self, server: Server, kind: str, size: int, count: int, tls: bool = False
-    ) -> float:
+    def receive(self, server: Server, kind: str, size: int, count: int, tls: bool = False) -> float:
         """Read into the same memory again and again; check the length and the last bytes."""
         total = count * frame_size(size, False)
         buffer = memoryview(bytearray(b"\1" * RAW_BUFFER))

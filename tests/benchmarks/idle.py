@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 
 from .clients import TIMEOUT, Server
 
+
 def raise_limit() -> None:
     """Have as many descriptors as the system allows."""
     if sys.platform != "win32":

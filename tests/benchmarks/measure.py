@@ -85,9 +85,7 @@ class Bench:
         return str(self.worker(name).call("masker"))
 
 
-def result(
-    group: str, name: str, unit: str, figures: Figures, targets: Sequence[Target]
-) -> Result:
+def result(group: str, name: str, unit: str, figures: Figures, targets: Sequence[Target]) -> Result:
     """What is kept of a row: medians with their rounds, ratios, and which targets were reached."""
     medians = {who: statistics.median(values) for who, values in figures.items()}
     ratios = {

@@ -130,9 +130,7 @@ async def opened(server: Server, url: str, listener: Any) -> AsyncIterator[Any]:
 
 
 class Picows:
-    def receive(
-        self, server: Server, kind: str, size: int, count: int, tls: bool = False
-    ) -> float:
+    def receive(self, server: Server, kind: str, size: int, count: int, tls: bool = False) -> float:
         async def run() -> float:
             checker = Checker(kind, size, count)
             if checker.whole:

@@ -60,8 +60,7 @@ class Row:
 
 def runs(names: Sequence[str], method: str, count: int, **arguments: Any) -> Tuple[Run, ...]:
     return tuple(
-        Run(name, name, method, max(1, count // CONTENDERS[name].slow), arguments)
-        for name in names
+        Run(name, name, method, max(1, count // CONTENDERS[name].slow), arguments) for name in names
     )
 
 
@@ -69,7 +68,7 @@ def receive_rows() -> List[Row]:
     counts = {64: 300_000, 16 * KIB: 16_384, MIB: 256}
     rows = []
     for size, count in counts.items():
-        for kind in KINDS:
+        for kind, kind_name in KINDS.items():
             targets: Tuple[Target, ...] = ()
             if size == 64 and kind == TEXT:
                 targets = (
@@ -83,7 +82,7 @@ def receive_rows() -> List[Row]:
                     Target("inline", ">=", 0.8, "raw"),
                 )
             unit = MESSAGES if size == 64 else MEGABYTES
-            name = f"receive {SIZES[size]}, {KINDS[kind]}"
+            name = f"receive {SIZES[size]}, {kind_name}"
             cells = runs(ALL, "receive", count, kind=kind, size=size)
             rows.append(Row("receive", name, unit, size, cells, targets))
     return rows
@@ -94,7 +93,7 @@ def send_rows() -> List[Row]:
     who = ("wsthread", "plain", "raw", *PEERS)
     rows = []
     for size, count in counts.items():
-        for kind in KINDS:
+        for kind, kind_name in KINDS.items():
             if size == 64 and kind == BINARY:
                 continue
             targets: Tuple[Target, ...] = ()
@@ -106,7 +105,7 @@ def send_rows() -> List[Row]:
                     Target("plain", ">=", 1, "websocket-client"),
                 )
             unit = MESSAGES if size == 64 else MEGABYTES
-            name = f"send {SIZES[size]}, {KINDS[kind]}"
+            name = f"send {SIZES[size]}, {kind_name}"
             cells = runs(who, "send", count, kind=kind, size=size)
             rows.append(Row("send", name, unit, size, cells, targets))
     return rows + many_rows()
@@ -187,8 +186,7 @@ def growth_rows(largest: int) -> List[Row]:
     """
     counts = [10**n for n in range(3, 8) if 10**n <= largest]
     messages = [
-        Run(f"{n:,} messages", "wsthread", "receive", n, {"kind": TEXT, "size": 64})
-        for n in counts
+        Run(f"{n:,} messages", "wsthread", "receive", n, {"kind": TEXT, "size": 64}) for n in counts
     ]
     clients = [
         Run(f"{n} clients", "wsthread", "shared", 200_000, {"clients": n}) for n in (1, 10, 50, 200)

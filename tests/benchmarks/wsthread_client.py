@@ -135,9 +135,7 @@ class Wsthread:
             **options,
         )
 
-    def receive(
-        self, server: Server, kind: str, size: int, count: int, tls: bool = False
-    ) -> float:
+    def receive(self, server: Server, kind: str, size: int, count: int, tls: bool = False) -> float:
         checker = Checker(kind, size, count)
         delegate = Short(checker) if checker.whole else Long(checker)
         url = server.url("receive", kind, size, count, tls=tls)
