@@ -452,3 +452,58 @@ connected()
     assert status == -signal.SIGINT
     assert stderr.count("Traceback") == 1
     assert stderr.endswith("\nKeyboardInterrupt\n")
+
+
+#: Sends the signal to another thread, once the main one sleeps: CPython has noticed it, and
+#: nobody tells the main thread. The same happens where it comes just before that falls asleep.
+UNNOTICED = """
+import signal
+
+class Ended(Exception):
+    pass
+
+def end(number, frame):
+    raise Ended
+
+def send_signal():
+    global sent
+    time.sleep(0.2)
+    sent = time.monotonic()
+    signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+signal.signal(signal.SIGUSR1, end)
+sender = threading.Thread(target=send_signal)
+{before}
+sender.start()
+try:
+    {call}
+except Ended:
+    took = time.monotonic() - sent
+    print("ended" if took < 5 else f"ended after {{took}} s", flush=True)
+sender.join()
+client.abort()
+"""
+
+WAITS = {
+    "connect": ("client = wsthread.WebSocketClient(url, None, connect_timeout=None)", "connect()"),
+    "wait": ("client = connected()", "wait()"),
+    "wait, pumping": ("client = connected(dispatcher=wsthread.PumpDispatcher())", "wait()"),
+    "ping": ("client = connected()", "ping(timeout=60)"),
+    "flush": ("client = connected(); client.send(bytes(8_000_000))", "flush(None)"),
+    "send": (
+        "client = connected(send_queue=wsthread.QueueLimit(messages=1));"
+        "client.send(bytes(8_000_000))",
+        "send('more', None)",
+    ),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent to threads")
+@pytest.mark.parametrize("name", WAITS)
+def test_promise_04_a_signal_that_nobody_was_woken_for_is_handled(name: str) -> None:
+    before, call = WAITS[name]
+    script = UNNOTICED.format(before=before, call="client." + call)
+    with RawServer(mute if name == "connect" else deaf) as server:
+        done, _ = run(script + END, server.url, "-X", "dev")
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[0] == "ended"

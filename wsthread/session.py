@@ -26,7 +26,6 @@ from .errors import (
 )
 from .known import Known, Settings
 from .mailbox import Item, Life, Mailbox
-from .opening import Opened, open_connection
 from .outbox import Entry, Outbox
 from .outbox import Ping as AskedPing
 from .reconnect import Backoff, Reconnect, retried, retry_after
@@ -37,6 +36,7 @@ from .writer import FrameWriter
 
 if TYPE_CHECKING:
     from .client import WebSocketClient
+    from .opening import Opened
 
 logger = logging.getLogger(__name__)
 
@@ -267,6 +267,8 @@ class Session:
 
     def _attempt(self) -> bool:
         """Open a connection; True when it is open."""
+        from .opening import open_connection  # noqa: PLC0415 - loaded with the first client
+
         self._error = None
         timeout = self.connect_timeout
         deadline = None if timeout is None else time.monotonic() + timeout
