@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import multiprocessing
 import os
 import re
@@ -36,11 +37,13 @@ def polite(connection: RawConnection) -> None:
 
 
 class At:
-    """Runs a function at the n-th bytecode instruction of the library on the traced thread."""
+    """Runs a function, once, at the n-th bytecode instruction of the library on traced threads."""
 
     def __init__(self, number: int, function: Callable[[], Any]) -> None:
-        self.left = number
         self.ran = False
+        self._number = number
+        # next() is one step for all: a helper of the reader may be traced beside it.
+        self._instructions = itertools.count()
         self._function = function
         self._inside = False
 
@@ -49,8 +52,7 @@ class At:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
-            self.left -= 1
-            if self.left < 0:
+            if next(self._instructions) == self._number:
                 self._inside = self.ran = True
                 try:
                     self._function()
