@@ -444,14 +444,38 @@ except KeyboardInterrupt:
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send")
 def test_promise_04_ctrl_c_while_connecting() -> None:
     script = f"""
+client = wsthread.WebSocketClient(url, Delegate())
 {WAITING}
-connected()
+client.connect()
 """
     with RawServer(mute) as server:
         status, stderr = interrupted(script, server.url)
     assert status == -signal.SIGINT
     assert stderr.count("Traceback") == 1
     assert stderr.endswith("\nKeyboardInterrupt\n")
+
+
+def test_promise_04_exit_waits_for_a_reader_that_is_about_to_end(talkative_url: str) -> None:
+    """A thread that ends while the interpreter does, crashes it."""
+    script = """
+from wsthread.session import Session
+
+end = Session._end
+
+def end_slowly(self):
+    end(self)
+    time.sleep(0.3)
+    print("1.0", flush=True)
+
+Session._end = end_slowly
+client = connected(dispatcher=wsthread.InlineDispatcher())
+client.disconnect(wait=False)
+while client.state is not wsthread.ConnectionState.DISCONNECTED:
+    time.sleep(0.001)
+"""
+    done, _ = run(script + 'print("0.0", flush=True)', talkative_url)
+    assert done.stderr == ""
+    assert done.stdout.split() == ["0.0", "1.0"]
 
 
 #: Sends the signal to another thread, once the main one sleeps: CPython has noticed it, and

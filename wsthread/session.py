@@ -55,6 +55,10 @@ class CloseRequest(NamedTuple):
     deadline: float  # monotonic seconds; math.inf: never
 
 
+class Reader(JoinableThread):
+    """The thread of one life."""
+
+
 class Session:
     """One life of a client, run by its reader thread.
 
@@ -104,7 +108,7 @@ class Session:
         self._cell = cell  # what the thread gets; emptied by it
         #: Names this life in the log, and its thread.
         self.label = f"client {next(_numbers)}"
-        self.thread = JoinableThread(_read, cell, f"wsthread-reader-{self.label[7:]}")
+        self.thread = Reader(_read, cell, f"wsthread-reader-{self.label[7:]}")
         self.started = threading.Event()  # or could not be
         self.begun_by = threading.get_ident()  # the thread whose connect() it is
         self.life = Life(self.thread)
