@@ -51,14 +51,13 @@ class At:
         if self.ran or self._inside or not frame.f_code.co_filename.startswith(PACKAGE):
             return None
         frame.f_trace_opcodes = True
-        if event == "opcode":
-            if next(self._instructions) == self._number:
-                self._inside = self.ran = True
-                try:
-                    self._function()
-                finally:
-                    self._inside = False
-                return None
+        if event == "opcode" and next(self._instructions) == self._number:
+            self._inside = self.ran = True
+            try:
+                self._function()
+            finally:
+                self._inside = False
+            return None
         return self
 
 
