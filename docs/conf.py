@@ -11,6 +11,7 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
+import diagrams  # noqa: E402
 import state_diagram  # noqa: E402
 
 _metadata = configparser.ConfigParser()
@@ -25,6 +26,7 @@ extensions = ["sphinx.ext.autodoc"]
 exclude_patterns = ["_build", "examples"]
 html_theme = "furo"
 html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_title = f"wsthread {release}"
 
 autodoc_member_order = "bysource"
@@ -32,10 +34,11 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 
 
-def draw_states(app: object) -> None:
-    """Draw the state diagram from the table of this very build: it cannot be stale."""
+def draw(app: object) -> None:
+    """Draw the diagrams; that of the states from the table of this very build."""
+    diagrams.write_all()
     state_diagram.write(ROOT / "docs" / "_static" / "states.svg")
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("builder-inited", draw_states)
+    app.connect("builder-inited", draw)

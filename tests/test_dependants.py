@@ -223,6 +223,22 @@ def test_pysher(load: Load) -> None:
 # pybit: Bybit's market data.
 
 
+@pytest.fixture
+def timers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Bear with pybit's timers, which ping whether or not there is a connection; wait for them."""
+    report = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        closed = isinstance(args.exc_value, compat.WebSocketConnectionClosedException)
+        if not (closed and isinstance(args.thread, threading.Timer)):
+            report(args)
+
+    monkeypatch.setattr(threading, "excepthook", hook)
+    yield
+    eventually(lambda: not any(isinstance(t, threading.Timer) for t in threading.enumerate()))
+
+
+@pytest.mark.usefixtures("timers")
 def test_pybit(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load("pybit.unified_trading")
     prices: queue.Queue[Any] = queue.Queue()

@@ -444,11 +444,90 @@ except KeyboardInterrupt:
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send")
 def test_promise_04_ctrl_c_while_connecting() -> None:
     script = f"""
+client = wsthread.WebSocketClient(url, Delegate())
 {WAITING}
-connected()
+client.connect()
 """
     with RawServer(mute) as server:
         status, stderr = interrupted(script, server.url)
     assert status == -signal.SIGINT
     assert stderr.count("Traceback") == 1
     assert stderr.endswith("\nKeyboardInterrupt\n")
+
+
+def test_promise_04_exit_waits_for_a_reader_that_is_about_to_end(talkative_url: str) -> None:
+    """A thread that ends while the interpreter does, crashes it."""
+    script = """
+from wsthread.session import Session
+
+end = Session._end
+
+def end_slowly(self):
+    end(self)
+    time.sleep(0.3)
+    print("1.0", flush=True)
+
+Session._end = end_slowly
+client = connected(dispatcher=wsthread.InlineDispatcher())
+client.disconnect(wait=False)
+while client.state is not wsthread.ConnectionState.DISCONNECTED:
+    time.sleep(0.001)
+"""
+    done, _ = run(script + 'print("0.0", flush=True)', talkative_url)
+    assert done.stderr == ""
+    assert done.stdout.split() == ["0.0", "1.0"]
+
+
+#: Sends the signal to another thread, once the main one sleeps: CPython has noticed it, and
+#: nobody tells the main thread. The same happens where it comes just before that falls asleep.
+UNNOTICED = """
+import signal
+
+class Ended(Exception):
+    pass
+
+def end(number, frame):
+    raise Ended
+
+def send_signal():
+    global sent
+    time.sleep(0.2)
+    sent = time.monotonic()
+    signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+signal.signal(signal.SIGUSR1, end)
+sender = threading.Thread(target=send_signal)
+{before}
+sender.start()
+try:
+    {call}
+except Ended:
+    took = time.monotonic() - sent
+    print("ended" if took < 5 else f"ended after {{took}} s", flush=True)
+sender.join()
+client.abort()
+"""
+
+WAITS = {
+    "connect": ("client = wsthread.WebSocketClient(url, None, connect_timeout=None)", "connect()"),
+    "wait": ("client = connected()", "wait()"),
+    "wait, pumping": ("client = connected(dispatcher=wsthread.PumpDispatcher())", "wait()"),
+    "ping": ("client = connected()", "ping(timeout=60)"),
+    "flush": ("client = connected(); client.send(bytes(8_000_000))", "flush(None)"),
+    "send": (
+        "client = connected(send_queue=wsthread.QueueLimit(messages=1));"
+        "client.send(bytes(8_000_000))",
+        "send('more', None)",
+    ),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals cannot be sent to threads")
+@pytest.mark.parametrize("name", WAITS)
+def test_promise_04_a_signal_that_nobody_was_woken_for_is_handled(name: str) -> None:
+    before, call = WAITS[name]
+    script = UNNOTICED.format(before=before, call="client." + call)
+    with RawServer(mute if name == "connect" else deaf) as server:
+        done, _ = run(script + END, server.url, "-X", "dev")
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[0] == "ended"

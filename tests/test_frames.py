@@ -839,6 +839,7 @@ def load_without_speedups(monkeypatch: pytest.MonkeyPatch) -> Any:
 @given(st.binary(max_size=70), st.binary(min_size=4, max_size=4))
 @settings(max_examples=100, deadline=None)
 def test_masking(data: bytes, key: bytes) -> None:
+    frames.use_speedups()
     expected = bytes(byte ^ key[i % 4] for i, byte in enumerate(data))
     for function in (frames.mask, frames._mask):
         for given_data in (data, bytearray(data), memoryview(data)):
@@ -849,8 +850,10 @@ def test_masking(data: bytes, key: bytes) -> None:
 
 def test_speedups_are_used_where_they_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     speedups = pytest.importorskip("websockets.speedups")
+    frames.use_speedups()
     assert frames.mask is speedups.apply_mask
     pure = load_without_speedups(monkeypatch)
+    pure.use_speedups()
     assert pure.mask is pure._mask
     for payload in (b"", b"abc", bytes(range(256)) * 300):
         got = decode_client_frame(pure.encode_frame(OP_BINARY, payload))

@@ -31,17 +31,18 @@ from .deflate import Deflate, make_offers, negotiate
 from .delegate import Message, overridden, warn_of_typos
 from .dispatch import Dispatcher, OwnThreadDispatcher
 from .errors import ConnectError, ConnectTimeout, NotConnected, WebSocketError, detached, raisable
-from .frames import OP_BINARY, OP_TEXT, check_close
+from .frames import OP_BINARY, OP_TEXT, check_close, use_speedups
+from .headers import normalize_headers
 from .known import Known, Settings, check_seconds
 from .limits import QueueLimit
 from .mailbox import Life, Mailbox, in_callback
-from .opening import OpenOptions, normalize_headers
 from .outbox import Entry, Outbox, Ping
 from .reconnect import Reconnect
 from .session import Session, exiting
 from .source import Source, hold_weakly
 from .state import ConnectionState
 from .stats import ClientStats
+from .waits import wait_event
 
 _OMITTED: Any = type("_Omitted", (), {"__repr__": lambda self: "<constructor's>"})()
 #: What callbacks that are due get in any case, however little of the timeout is left.
@@ -147,6 +148,11 @@ class WebSocketClient:
         self._session = None
         if not isinstance(url, str) and not callable(url):
             raise TypeError(f"url is a str or callable, not {type(url).__name__}")
+        # What opens connections is loaded with the first client: importing the package would
+        # take twice as long, and a reader's thread is no place to import in.
+        from .opening import OpenOptions  # noqa: PLC0415
+
+        use_speedups()
         if isinstance(reconnect, bool):
             reconnect_policy = Reconnect() if reconnect else None
         elif isinstance(reconnect, Reconnect):
@@ -403,10 +409,10 @@ class WebSocketClient:
     ) -> Optional[WebSocketError]:
         try:
             if started:
-                session.settled.wait()  # the session keeps the time itself
+                wait_event(session.settled, None)  # the session keeps the time itself
             else:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                if not session.settled.wait(left):
+                if not wait_event(session.settled, left):
                     return ConnectTimeout("the connection was not open in time")
             failure = session.failure
             if failure is None or (started and session.ever_open):

@@ -10,6 +10,7 @@ from concurrent.futures import Executor
 from typing import Callable, Deque, Optional
 
 from .transport import Waker
+from .waits import nap
 
 Job = Callable[[], None]
 
@@ -260,7 +261,7 @@ class PumpDispatcher(Dispatcher):
             self.run_pending()
             with self._lock:
                 while not self._jobs and not self._stopped:
-                    self._changed.wait()
+                    self._changed.wait(nap(None))
                 if self._stopped:
                     self._stopped = False
                     return

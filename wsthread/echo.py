@@ -8,6 +8,7 @@ from typing import Any, List, Set
 
 from . import command
 from .demo import server_missing
+from .waits import LOOK
 
 #: Seconds a client has to answer the close of a server that ends.
 _PATIENCE = 1.0
@@ -36,7 +37,8 @@ def run(host: str, port: int) -> int:
     with command.Signals(ended.release):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         _print_url(host, server.socket.getsockname()[1])
-        ended.acquire()
+        while not ended.acquire(timeout=LOOK):
+            pass
     echo.close()
     closer = threading.Thread(target=server.shutdown, daemon=True)  # waits for what is left
     closer.start()

@@ -477,14 +477,20 @@ def _mask(data: Data, key: bytes) -> bytes:
     return number.to_bytes(size, "little")
 
 
-# mask(data, key): mask or unmask a payload with a key of 4 bytes (5.3).
-mask: Callable[[Data, bytes], bytes]
-try:
-    from websockets.speedups import apply_mask  # type: ignore[import-not-found,unused-ignore]
+#: mask(data, key): mask or unmask a payload with a key of 4 bytes (5.3).
+mask: Callable[[Data, bytes], bytes] = _mask
 
+
+def use_speedups() -> None:
+    """Mask in C from now on where websockets is installed, whose import takes a while."""
+    global mask
+    try:
+        from websockets.speedups import (  # type: ignore[import-not-found,unused-ignore] # noqa: PLC0415
+            apply_mask,
+        )
+    except ImportError:
+        return
     mask = apply_mask
-except ImportError:
-    mask = _mask
 
 
 # Keys drawn and not used yet. Owned by no lock: list.pop and list.extend are atomic.

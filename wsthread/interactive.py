@@ -19,6 +19,7 @@ from .command import as_shown, is_announced, live, printable
 from .delegate import Message, WebSocketDelegate
 from .errors import WebSocketError, describe_close
 from .state import ConnectionState
+from .waits import wait_event
 
 HELP = """\
   TEXT                    send a line; //TEXT sends one that begins with a slash
@@ -164,7 +165,7 @@ class Plain:
         """Have `obey` called with every line, in a thread, until the input ends or `stop`."""
         name = "wsthread-input"  # a daemon: nothing ends a read of a terminal
         threading.Thread(target=self._read, args=(obey,), name=name, daemon=True).start()
-        self._over.wait()
+        wait_event(self._over, None)
 
     def _read(self, obey: Callable[[str], None]) -> None:
         # Not sys.stdin: a thread that held its lock at the end would crash the interpreter.

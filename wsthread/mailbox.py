@@ -13,6 +13,7 @@ from .errors import detach
 from .limits import QueueLimit
 from .stats import ClientStats
 from .transport import Waker
+from .waits import nap, wait_event
 
 if TYPE_CHECKING:
     from .client import WebSocketClient
@@ -456,8 +457,10 @@ class Mailbox:
                 if left is not None and left <= 0:
                     break
                 if not life.over.is_set() and (not self._items or self._running is not None):
-                    self._changed.wait(left)
-        return life.over.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+                    self._changed.wait(nap(left))
+        return wait_event(
+            life.over, None if deadline is None else max(0.0, deadline - time.monotonic())
+        )
 
     def _pumped_here(self) -> bool:
         """Whether the callbacks might wait for this very thread, so that it has to run them."""

@@ -11,6 +11,7 @@ from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError, raisab
 from .frames import OP_CLOSE, OP_PING, OP_PONG
 from .limits import QueueLimit
 from .stats import ClientStats
+from .waits import nap
 
 #: Up to this many bytes of messages are encoded at a time; a larger message goes alone.
 BATCH = 65536
@@ -176,6 +177,7 @@ class Outbox:
                 bell = threading.Lock()
                 bell.acquire()
                 self._bells.append(bell)
+            left = nap(left)
             try:
                 bell.acquire(True, -1 if left is None else left)
             finally:

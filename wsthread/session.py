@@ -26,7 +26,6 @@ from .errors import (
 )
 from .known import Known, Settings
 from .mailbox import Item, Life, Mailbox
-from .opening import Opened, open_connection
 from .outbox import Entry, Outbox
 from .outbox import Ping as AskedPing
 from .reconnect import Backoff, Reconnect, retried, retry_after
@@ -37,6 +36,7 @@ from .writer import FrameWriter
 
 if TYPE_CHECKING:
     from .client import WebSocketClient
+    from .opening import Opened
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,10 @@ exiting = threading.Event()
 class CloseRequest(NamedTuple):
     payload: bytes
     deadline: float  # monotonic seconds; math.inf: never
+
+
+class Reader(JoinableThread):
+    """The thread of one life."""
 
 
 class Session:
@@ -104,7 +108,7 @@ class Session:
         self._cell = cell  # what the thread gets; emptied by it
         #: Names this life in the log, and its thread.
         self.label = f"client {next(_numbers)}"
-        self.thread = JoinableThread(_read, cell, f"wsthread-reader-{self.label[7:]}")
+        self.thread = Reader(_read, cell, f"wsthread-reader-{self.label[7:]}")
         self.started = threading.Event()  # or could not be
         self.begun_by = threading.get_ident()  # the thread whose connect() it is
         self.life = Life(self.thread)
@@ -267,6 +271,8 @@ class Session:
 
     def _attempt(self) -> bool:
         """Open a connection; True when it is open."""
+        from .opening import open_connection  # noqa: PLC0415 - loaded with the first client
+
         self._error = None
         timeout = self.connect_timeout
         deadline = None if timeout is None else time.monotonic() + timeout

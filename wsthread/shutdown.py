@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 import time
 
 from .client import clients
-from .session import exiting, running
+from .session import Reader, exiting, running
 
 #: Seconds an interpreter's exit waits for all readers together.
 _EXIT_GRACE = 0.5
@@ -24,6 +25,10 @@ def _at_exit() -> None:
         # A connect() may just be starting it, and an interpreter that ends meanwhile crashes.
         if session.started.wait(max(0.0, deadline - time.monotonic())) and session.thread.ident:
             session.thread.join(max(0.0, deadline - time.monotonic()))
+    # One whose life is over runs on for a moment: the same happens then.
+    for thread in threading.enumerate():
+        if isinstance(thread, Reader):
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _in_child() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from dataclasses import dataclass
-from typing import Any, Callable, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, Tuple, Union
 
 from .errors import CallableFailed, ConnectError, detached
-from .opening import OpenOptions, normalize_headers
+from .headers import normalize_headers
 from .transport import Cancelled, Waiter
+
+if TYPE_CHECKING:
+    from .opening import OpenOptions
 
 
 @dataclass(frozen=True)
