@@ -585,13 +585,29 @@ class WebSocketClient:
         NotConnected (while closing and after the end), TypeError, and UnicodeEncodeError for
         text with lone surrogates.
         """
-        self._send([_entry(message)], timeout)
+        if timeout is not _OMITTED:
+            timeout = check_seconds("timeout", timeout)
+        if type(message) is str:  # what most send; a subclass may have an encode() of its own
+            opcode, payload = OP_TEXT, message.encode()
+        else:
+            opcode, payload, message = _encoded(message)
+        session = self._session
+        try:
+            if session is not None and session.send_now(opcode, payload, message):
+                return
+        except BaseException as error:
+            # Its traceback may be kept; the frames below must not keep the session.
+            traceback.clear_frames(error.__traceback__)
+            raise
+        finally:
+            del session
+        self._send([Entry(opcode, payload, message)], timeout)
 
     def send_many(self, messages: Iterable[Message], timeout: Timeout = _OMITTED) -> None:
         """Send messages in order, accepted as a whole or not at all; otherwise like `send`."""
         if isinstance(messages, (str, bytes, bytearray, memoryview)):
             raise TypeError("send_many() takes an iterable of messages, not one message")
-        entries = [_entry(message) for message in messages]
+        entries = [Entry(*_encoded(message)) for message in messages]
         if entries:
             self._send(entries, timeout)
 
@@ -683,10 +699,11 @@ def _rest_at_exit() -> None:
         threading.Event().wait()
 
 
-def _entry(message: object) -> Entry:
+def _encoded(message: object) -> Tuple[int, bytes, Message]:
+    """Return a message's opcode and payload, and the message as it is given back."""
     if isinstance(message, str):
-        return Entry(OP_TEXT, str.encode(message), message)
+        return OP_TEXT, str.encode(message), message
     if isinstance(message, (bytes, bytearray, memoryview)):
         payload = bytes(message)  # a copy only where it can change
-        return Entry(OP_BINARY, payload, payload)
+        return OP_BINARY, payload, payload
     raise TypeError(f"a message is str or bytes-like, not {type(message).__name__}")

@@ -163,9 +163,10 @@ class Deflater:
     none between messages without context takeover.
     """
 
-    __slots__ = ("_agreement", "_encoder")
+    __slots__ = ("_agreement", "_encoder", "threshold")
 
     def __init__(self, agreement: Agreement) -> None:
+        self.threshold = agreement.threshold
         self._agreement = agreement
         self._encoder: Any = None  # the zlib stream that lives on from message to message
 
@@ -175,14 +176,14 @@ class Deflater:
         What was returned must be sent, before anything compressed later: with context takeover
         the peer needs it to read the next message.
         """
-        if len(payload) < self._agreement.threshold:
+        if len(payload) < self.threshold:
             return None
         encoder = self._begin()
         return self._end(payload, [encoder.compress(payload)], encoder)
 
     def steps(self, payload: bytes) -> Generator[None, None, Optional[bytes]]:
         """Do what `compress` does, and yield about every millisecond. It must be run to its end."""
-        if len(payload) < self._agreement.threshold:
+        if len(payload) < self.threshold:
             return None
         encoder, parts = self._begin(), []
         with memoryview(payload) as view:

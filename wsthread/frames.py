@@ -6,13 +6,24 @@ import codecs
 import os
 import struct
 import sys
-from typing import Any, Callable, Iterable, List, NamedTuple, NoReturn, Optional, Protocol, Union
+from typing import (
+    Any,
+    Callable,
+    Iterable,
+    List,
+    NamedTuple,
+    NoReturn,
+    Optional,
+    Protocol,
+    Tuple,
+    Union,
+)
 
 from .errors import CloseCode, MessageTooBig, ProtocolError, detach
 
 OP_CONT, OP_TEXT, OP_BINARY, OP_CLOSE, OP_PING, OP_PONG = 0, 1, 2, 8, 9, 10
 
-_FIN, _RSV1, _RSV2_RSV3, _OPCODE = 0x80, 0x40, 0x30, 0x0F
+FIN, _RSV1, _RSV2_RSV3, _OPCODE = 0x80, 0x40, 0x30, 0x0F
 _CONTROL = 0x08  # this bit of an opcode makes it a control frame
 _MASKED = 0x80
 
@@ -20,7 +31,7 @@ _UNLIMITED = sys.maxsize
 _MAX_CONTROL = 125  # bytes in a control frame (5.5)
 _MAX_REASON = _MAX_CONTROL - 2
 _COMPACT_AFTER = 1024  # so many loose parts of a message are joined into one
-_KEYS_PER_DRAW = 256
+_KEYS = struct.Struct(256 * "4s")
 _NOT_UTF8 = "text is not valid UTF-8"
 
 Data = Union[bytes, bytearray, memoryview]
@@ -294,7 +305,7 @@ class FrameParser:
                 _fail("a continuation has no message to continue")
         elif opcode not in (OP_CLOSE, OP_PING, OP_PONG):
             _fail(f"the opcode {opcode} is unknown")
-        elif not first & _FIN:
+        elif not first & FIN:
             _fail("a control frame is fragmented")
         elif second > _MAX_CONTROL:
             _fail("a control frame is longer than 125 bytes")
@@ -315,7 +326,7 @@ class FrameParser:
             self._opcode = first & _OPCODE
             self._room = self._maximum
             self._compressed = bool(first & _RSV1)
-        self._final = bool(first & _FIN)
+        self._final = bool(first & FIN)
         self._left = length
         if not self._compressed:
             if length > self._room:
@@ -493,6 +504,13 @@ def use_speedups() -> None:
     mask = apply_mask
 
 
+#: The headers of short text and binary messages, by first byte and length.
+_SHORT = {
+    first: [bytes((first, _MASKED | length)) for length in range(126)]
+    for first in (FIN | OP_TEXT, FIN | OP_BINARY)
+}
+_MEDIUM, _LONG = struct.Struct("!BBH"), struct.Struct("!BBQ")
+
 # Keys drawn and not used yet. Owned by no lock: list.pop and list.extend are atomic.
 _keys: List[bytes] = []
 if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has no fork)
@@ -506,8 +524,7 @@ def _new_key() -> bytes:
             return _keys.pop()
         except IndexError:
             # A system call for each frame would cost more than the masking.
-            block = os.urandom(4 * _KEYS_PER_DRAW)
-            _keys.extend([block[i : i + 4] for i in range(0, len(block), 4)])
+            _keys.extend(_KEYS.unpack(os.urandom(_KEYS.size)))
 
 
 def encode_frame(opcode: int, payload: bytes, *, fin: bool = True, rsv1: bool = False) -> bytes:
@@ -515,13 +532,22 @@ def encode_frame(opcode: int, payload: bytes, *, fin: bool = True, rsv1: bool = 
 
     May be called from any thread.
     """
-    first = opcode | (_FIN if fin else 0) | (_RSV1 if rsv1 else 0)
+    header, masked = encode_parts(opcode | (FIN if fin else 0) | (_RSV1 if rsv1 else 0), payload)
+    return header + masked
+
+
+def encode_parts(first: int, payload: bytes) -> Tuple[bytes, bytes]:
+    """Return header and masked payload of a frame whose first byte is `first`. Any thread."""
     length = len(payload)
     if length < 126:
-        header = struct.pack("!BB", first, _MASKED | length)
+        known = _SHORT.get(first)
+        header = bytes((first, _MASKED | length)) if known is None else known[length]
     elif length < 65536:
-        header = struct.pack("!BBH", first, _MASKED | 126, length)
+        header = _MEDIUM.pack(first, _MASKED | 126, length)
     else:
-        header = struct.pack("!BBQ", first, _MASKED | 127, length)
-    key = _new_key()
-    return header + key + mask(payload, key)
+        header = _LONG.pack(first, _MASKED | 127, length)
+    try:
+        key = _keys.pop()
+    except IndexError:
+        key = _new_key()
+    return header + key, mask(payload, key)

@@ -23,6 +23,9 @@ _AWAITED = 64
 _PONGS = 64
 
 
+OVERHEAD = 14  # bytes of the longest header of a client's frame
+
+
 class Entry:
     """One message on its way; with opcode -1 a mark that `flush` waits for."""
 
@@ -32,7 +35,7 @@ class Entry:
         self.opcode = opcode
         self.payload = payload
         self.message = message  # as on_sent and on_unsent give it back
-        self.size = len(payload) + 14  # the longest header of a client's frame
+        self.size = len(payload) + OVERHEAD
         # Both the outbox's lock's:
         self.awaited = False  # its sender waits, and raises the outcome itself
         self.outcome: Union[bool, BaseException, None] = None  # True once it is with the kernel
@@ -63,16 +66,20 @@ def _left(deadline: Optional[float]) -> Optional[float]:
 class Outbox:
     """The send queue of one life. Any thread; nothing in here waits under another lock.
 
-    `ready` may be read without the lock: it is true where `take` would find something.
+    `ready` may be read without the lock: it is true where `take` would find something. So may
+    `free`: nothing waits, and a message need not go through here (`FrameWriter.write_now`).
     """
 
     def __init__(self, limit: QueueLimit, stats: ClientStats) -> None:
         self._limit = limit
         self._stats = stats
+        #: Larger payloads are waited for.
+        self.largest = limit.bytes - OVERHEAD
         self.lock = threading.Lock()
         # All below are the lock's.
         self._bells: List[threading.Lock] = []  # one for each thread that waits, locked
         self.ready = False
+        self.free = False
         self.pending = 0  # messages accepted and not yet with the kernel
         self.bytes = 0  # of these
         self._queue: Deque[Entry] = deque()
@@ -269,6 +276,7 @@ class Outbox:
         """Accept nothing more, in this life."""
         with self.lock:
             self._refusal = self._refusal or why
+            self.free = False
             self._ring()
 
     def opened(self, gated: bool) -> None:
@@ -351,6 +359,12 @@ class Outbox:
 
     # The writer: whoever holds the transport's lock.
 
+    def begun(self, entry: Entry) -> None:
+        """A message that did not go through here was begun, and could not be finished."""
+        with self.lock:
+            self.pending += 1
+            self.bytes += entry.size
+
     def take(self, frames: List[Taken], now: float, messages: bool = True) -> None:
         """Move the frames that go next to `frames`, control frames first; at most about 64 KiB.
 
@@ -358,7 +372,7 @@ class Outbox:
         """
         with self.lock:
             if not self._open or self.close_taken:
-                self.ready = False
+                self.ready = self.free = False
                 return
             frames += [(OP_PONG, payload, None) for payload in self._pongs]
             self._pongs.clear()
@@ -398,12 +412,17 @@ class Outbox:
                     self._first_bytes -= entry.size
         return size <= BATCH
 
-    def done(self, entries: Sequence[Entry], report: Callable[[List[Entry]], None]) -> None:
-        """These are with the kernel; `report` those whose sender has not given them up."""
+    def done(
+        self, entries: Sequence[Entry], report: Callable[[List[Union[str, bytes]]], None]
+    ) -> None:
+        """These are with the kernel; `report` the messages that no sender has given up."""
         with self.lock:
-            told = [entry for entry in entries if entry.outcome is None]
-            for entry in told:
-                entry.outcome = True
+            told: List[Union[str, bytes]] = []
+            for entry in entries:
+                if entry.outcome is None:
+                    entry.outcome = True
+                    if entry.opcode != -1:
+                        told.append(entry.message)
             report(told)
             self._forget(entries)
 
@@ -434,14 +453,9 @@ class Outbox:
         self._ring()
 
     def _update(self) -> None:
-        self.ready = (
-            self._open
-            and not self.close_taken
-            and bool(
-                self._pongs
-                or self._pings
-                or self._close is not None
-                or self._first
-                or (self._queue and not self._gated)
-            )
-        )
+        if not self._open or self.close_taken:
+            self.ready = self.free = False
+            return
+        urgent = bool(self._pongs or self._pings or self._close is not None or self._first)
+        self.ready = urgent or (bool(self._queue) and not self._gated)
+        self.free = not (urgent or self._queue or self._gated or self._refusal is not None)

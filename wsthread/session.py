@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Deque, Iterator, List, NamedTuple, Option
 
 from .connection import Connection
 from .deflate import Agreement
+from .delegate import Message
 from .dispatch import JoinableThread
 from .errors import (
     ConnectError,
@@ -174,7 +175,12 @@ class Session:
     @property
     def closing(self) -> bool:
         """Whether nothing more is accepted: the end was asked for, or has begun."""
-        return self.ending() or self.known.state is ConnectionState.CLOSING
+        return (
+            self.close_request is not None
+            or self.abort_request
+            or self.drop_request
+            or self.known.state is ConnectionState.CLOSING
+        )
 
     def forked(self) -> None:
         """In a forked child: close the descriptors, and be over. Takes no lock."""
@@ -189,6 +195,26 @@ class Session:
             self.known.state = next_state(self.known.state, Event.END)
 
     # Sending. Any thread.
+
+    def send_now(self, opcode: int, payload: bytes, message: Message) -> bool:
+        """Write a message at once where nothing is in its way; False: `send` has to take it."""
+        writer = self.writer
+        if writer is None or self.life.silenced:
+            return False
+        told = "on_sent" in self.overridden
+        try:
+            done = writer.write_now(opcode, payload, message, told)
+            if done is None:
+                return False
+            if not done:
+                self.waker.wake()
+        except BaseException:  # Ctrl-C: the reader mends what was left half done
+            self.interrupted = True
+            self.waker.wake()
+            raise
+        if told or self.outbox.ready:  # somebody may have met the lock held
+            self.pump()
+        return True
 
     def send(
         self, entries: List[Entry], first: bool, may_wait: bool, deadline: Optional[float]
@@ -231,8 +257,8 @@ class Session:
                 self.waker.wake()
                 raise
 
-    def written(self, entries: List[Entry]) -> None:
-        messages = [entry.message for entry in entries if entry.opcode != -1]
+    def written(self, messages: List[Message]) -> None:
+        """Note what is with the kernel. The writer's, under its lock."""
         if "on_sent" in self.overridden:
             self.sent.extend(messages)
         self.known.stats.messages_sent += len(messages)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import Callable, Deque, Dict, List, Optional, TypeVar
+from typing import Callable, Deque, Dict, List, Optional, Sequence, TypeVar
 
 from .errors import ConnectTimeout
 from .tls import TLSFilter
@@ -23,6 +23,8 @@ WRITE = 4
 HANGUP = 16
 
 _RECEIVE = 65536
+#: Frames below so many bytes are copied once more: that costs less than two buffers.
+_COPIED = 16384
 _LONGEST_POLL = 2_000_000.0  # seconds; poll takes 2 ** 31 milliseconds
 
 
@@ -268,7 +270,8 @@ class Transport:
     __slots__ = (
         "__weakref__",
         "_filters",
-        "_out",
+        "_gathers",
+        "out",
         "closed",
         "decrypting",
         "lock",
@@ -281,13 +284,14 @@ class Transport:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
+        self._gathers = hasattr(sock, "sendmsg")  # Windows has none
         self.lock = threading.Lock()
         self.closed = False  # the lock's
         # The reader's: it decrypts, or waits for the lock in order to. A sender who sees it leaves
         # his frame to the reader: a thread that sends without pause could keep the lock for long.
         self.decrypting = False
         self._filters: List[TLSFilter] = []  # innermost last; fixed once open
-        self._out: Deque[memoryview] = deque()  # the lock's: what the kernel has not yet taken
+        self.out: Deque[memoryview] = deque()  # the lock's: what the kernel has not yet taken
         self.queued = 0  # the lock's: bytes ever put into the out-buffer
         self.written = 0  # the lock's: bytes ever taken by the kernel
         self.received = 0  # the reader's: bytes ever read from the network, TLS's own included
@@ -303,7 +307,7 @@ class Transport:
     @property
     def stalled(self) -> bool:
         """Whether bytes wait for the kernel to have room."""
-        return bool(self._out)
+        return bool(self.out)
 
     def add_tls(self, context: ssl.SSLContext, server_hostname: Optional[str]) -> None:
         """Put a TLS layer over what there is; `handshake` then brings it up."""
@@ -385,7 +389,7 @@ class Transport:
             self._push(data)
 
     def _push(self, data: bytes) -> None:
-        self._out.append(memoryview(data))
+        self.out.append(memoryview(data))
         self.queued += len(data)
 
     def write(self, data: bytes) -> None:
@@ -395,12 +399,41 @@ class Transport:
         if data:
             self._push(data)
 
+    def send(self, header: bytes, body: bytes) -> bool:
+        """Write a frame while the out-buffer is empty; True when the kernel took all of it.
+
+        The same as `write` and `flush`, with less ado. Needs the lock.
+        """
+        if self._filters:
+            self.write(header + body)
+            return self.flush()
+        parts: Sequence[bytes]
+        try:
+            if len(body) < _COPIED or not self._gathers:
+                parts = (header + body,)
+                sent = self.sock.send(parts[0])
+            else:
+                parts = (header, body)
+                sent = self.sock.sendmsg(parts)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        size = len(header) + len(body)
+        self.queued += size
+        self.written += sent
+        if sent == size:
+            return True
+        for part in parts:
+            if sent < len(part):
+                self.out.append(memoryview(part)[sent:])
+            sent = max(0, sent - len(part))
+        return False
+
     def flush(self) -> bool:
         """Give the kernel what it takes; True when nothing is left. Needs the lock.
 
         Raises OSError when the connection broke.
         """
-        out = self._out
+        out = self.out
         while out:
             try:
                 if len(out) == 1:
@@ -417,9 +450,9 @@ class Transport:
         return True
 
     def _send_several(self) -> int:
-        if hasattr(self.sock, "sendmsg"):
-            return self.sock.sendmsg([self._out[i] for i in range(min(len(self._out), 64))])
-        return self.sock.send(self._out[0])
+        if self._gathers:
+            return self.sock.sendmsg([self.out[i] for i in range(min(len(self.out), 64))])
+        return self.sock.send(self.out[0])
 
     def pending_error(self) -> Optional[OSError]:
         """Return what broke the connection, where the kernel knows it already."""
@@ -444,5 +477,5 @@ class Transport:
                     self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 except OSError:
                     pass  # the peer has reset it already
-            self._out.clear()
+            self.out.clear()
             self.sock.close()

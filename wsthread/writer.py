@@ -8,8 +8,9 @@ import time
 from collections import deque
 from typing import Callable, Deque, Generator, List, Optional, Protocol, Tuple
 
+from .delegate import Message
 from .errors import WebSocketError
-from .frames import OP_CLOSE, describe_frame, encode_frame
+from .frames import FIN, OP_CLOSE, describe_frame, encode_frame, encode_parts
 from .outbox import BATCH, Entry, Outbox, Taken
 from .stats import ClientStats
 from .transport import Transport
@@ -25,6 +26,8 @@ _RUSH = 60e-6
 
 class Deflater(Protocol):
     """What compresses messages, in the order of their frames (RFC 7692)."""
+
+    threshold: int  # payloads of fewer bytes are not compressed
 
     def compress(self, payload: bytes) -> Optional[bytes]:
         """Return the compressed payload, or None to send it as it is."""
@@ -49,7 +52,7 @@ class FrameWriter:
         outbox: Outbox,
         transport: Transport,
         deflater: Optional[Deflater],
-        report: Callable[[List[Entry]], None],
+        report: Callable[[List[Message]], None],
         stats: ClientStats,
         label: str,
     ) -> None:
@@ -59,6 +62,10 @@ class FrameWriter:
         self._report = report  # called with the lock held
         self._stats = stats
         self._label = label  # of the connection, for the log
+        # The longest payload for `write_now`: others are waited for, or compressed.
+        self._largest = outbox.largest
+        if deflater is not None:
+            self._largest = min(self._largest, deflater.threshold - 1)
         # What is to be logged: noted under the lock, logged without it.
         self._notes: Deque[str] = deque()
         self._last = 0.0  # any thread's, without a lock: when a sender was here
@@ -69,6 +76,47 @@ class FrameWriter:
         self._work: Optional[Generator[None, None, Optional[bytes]]] = None  # ... by this
         self._close_end = -1  # the offset behind the close frame
         self.error: Optional[OSError] = None  # writing is over
+
+    def write_now(
+        self, opcode: int, payload: bytes, message: Message, told: bool
+    ) -> Optional[bool]:
+        """Write one message where nothing goes before it; None where something does.
+
+        True: the kernel has all of it. False: the reader has to go on with it. `told`: somebody
+        wants to hear of it. Any thread.
+        """
+        outbox, transport = self._outbox, self._transport
+        lock = transport.lock
+        if lock.locked() or len(payload) > self._largest:
+            return None
+        if frame_logger.isEnabledFor(logging.DEBUG):
+            return None
+        with lock:
+            if not outbox.free or transport.closed or transport.out or transport.decrypting:
+                return None
+            if self.error is not None or self._work is not None:
+                return None
+            header, masked = encode_parts(FIN | opcode, payload)
+            try:
+                if transport.send(header, masked):
+                    stats = self._stats
+                    stats.bytes_sent += len(header) + len(masked)
+                    if told:
+                        self._report([message])
+                    else:
+                        stats.messages_sent += 1
+                    return True
+            except OSError as error:
+                error.__traceback__ = None
+                self.error = error
+            except BaseException:
+                self.error = OSError("a thread was interrupted while it was writing")
+                raise
+            self._stats.bytes_sent += len(header) + len(masked)
+            entry = Entry(opcode, payload, message)
+            outbox.begun(entry)
+            self._begun.append((transport.queued, entry))
+        return False
 
     def pump(self, reader: bool = False) -> bool:
         """Write what may be written now. Any thread; waits for nothing.
