@@ -305,6 +305,7 @@ class WebSocketClient:
             self.overridden = names
             if self._session is not None:
                 self._session.overridden = names
+        self.mailbox.changed = True
 
     # Life.
 
@@ -481,6 +482,7 @@ class WebSocketClient:
         if life is None:
             return True
         life.silenced = True
+        self.mailbox.changed = True
         if session is not None:
             session.request_close(payload, timeout)
         del session
@@ -497,6 +499,7 @@ class WebSocketClient:
         if life is None:
             return
         life.silenced = True
+        self.mailbox.changed = True
         if session is not None:
             session.request_abort()
         del session

@@ -104,7 +104,8 @@ class Connection:
     def attend(self) -> None:
         """Look at everything that may have been asked for or become due, and write."""
         now = time.monotonic()
-        self._attend_requests(now)
+        if self._session.requested or self._session.outbox.failure is not None:
+            self._attend_requests(now)
         gate = self.gate
         if gate is not None and (gate.lifted or now >= self.gate_deadline):
             if not gate.lifted:
@@ -124,7 +125,7 @@ class Connection:
             self._broken_by, self._fail_at = None, math.inf
         if now >= self.keepalive.deadline() and not self.over:
             self._keep_alive(now)
-        if not self.over or self._session.drop_request:
+        if (not self.over or self._session.drop_request) and not self._nothing_to_write():
             self._write(now)
         if self.transport.ended and not self.paused and not self.over:
             self.read()  # the end came with the last bytes: no wait would tell of it
@@ -166,6 +167,10 @@ class Connection:
                 self.close_deadline = request.deadline
             else:
                 self.close_deadline = min(self.close_deadline, request.deadline)
+
+    def _nothing_to_write(self) -> bool:
+        session = self._session
+        return self.writer.idle() and not (session.sent or session.interrupted)
 
     def _write(self, now: float) -> None:
         transport = self.transport
@@ -228,7 +233,7 @@ class Connection:
         if parser.error is not None:
             self._broken_by = parser.error
             self._fail_at = time.monotonic() + _LAST_WORDS
-        elif parser.pending or (room < _UNLIMITED and not self._room()):
+        elif parser.pending or (room < _UNLIMITED and items and not self._room()):
             self._pause()
 
     def _blocking(self) -> bool:
@@ -320,7 +325,7 @@ class Connection:
                 size = size * room // count
                 messages = messages[:room]
         if messages:
-            self._session.mailbox.put([(self._kind, messages, size, self._session.life)])
+            self._session.mailbox.put_messages(self._kind, messages, size, self._session.life)
 
     def _overflowed(self) -> None:
         self._fail(

@@ -83,6 +83,7 @@ class Session:
         #: Why the first opening failed; for connect().
         self.failure: Optional[ConnectError] = None
         # Requests, written by any thread without a lock, never unset.
+        self.requested = False  # whether there is one; set after it
         self.close_request: Optional[CloseRequest] = None
         self.abort_request = False
         self.drop_request = False
@@ -153,19 +154,22 @@ class Session:
         if previous is None or deadline < previous.deadline:
             payload = payload if previous is None else previous.payload
             self.close_request = CloseRequest(payload, deadline)
+        self.requested = True
         self.life.silenced = True
+        self.mailbox.changed = True
         self.waker.wake()
 
     def request_abort(self) -> None:
         """Ask for the end at once. Takes no lock."""
         self.life.silenced = True
-        self.abort_request = True
+        self.mailbox.changed = True
+        self.abort_request = self.requested = True
         self.waker.wake()
 
     def request_drop(self) -> None:
         """The client was dropped. Takes no lock: for finalisers."""
         self.life.dropped = True
-        self.drop_request = True
+        self.drop_request = self.requested = True
         self.waker.wake()
 
     def ending(self) -> bool:
@@ -189,8 +193,9 @@ class Session:
         if self._waiter is not None:
             self._waiter.forked()
         self.waker.close()
-        self.abort_request = True
+        self.abort_request = self.requested = True
         self.life.forked = self.life.silenced = True
+        self.mailbox.changed = True
         if self.known.state is not ConnectionState.DISCONNECTED:
             self.known.state = next_state(self.known.state, Event.END)
 

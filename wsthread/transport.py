@@ -23,6 +23,7 @@ WRITE = 4
 HANGUP = 16
 
 _RECEIVE = 65536
+_RECEIVE_MOST = 1 << 18
 #: Frames below so many bytes are copied once more: that costs less than two buffers.
 _COPIED = 16384
 _LONGEST_POLL = 2_000_000.0  # seconds; poll takes 2 ** 31 milliseconds
@@ -271,6 +272,7 @@ class Transport:
         "__weakref__",
         "_filters",
         "_gathers",
+        "_size",
         "out",
         "closed",
         "decrypting",
@@ -294,6 +296,7 @@ class Transport:
         self.out: Deque[memoryview] = deque()  # the lock's: what the kernel has not yet taken
         self.queued = 0  # the lock's: bytes ever put into the out-buffer
         self.written = 0  # the lock's: bytes ever taken by the kernel
+        self._size = _RECEIVE  # the reader's: how much to read at a time
         self.received = 0  # the reader's: bytes ever read from the network, TLS's own included
 
     def fileno(self) -> int:
@@ -348,7 +351,7 @@ class Transport:
     @property
     def ended(self) -> bool:
         """Whether TLS has ended the stream, in order or not: `receive` tells, and reads nothing."""
-        return any(layer.ended or layer.broken for layer in self._filters)
+        return bool(self._filters) and any(layer.ended or layer.broken for layer in self._filters)
 
     def _recv(self, size: int) -> Optional[bytes]:
         try:
@@ -358,15 +361,22 @@ class Transport:
         self.received += len(data)
         return data
 
-    def receive(self, size: int = _RECEIVE) -> Optional[bytes]:
+    def receive(self, size: Optional[int] = None) -> Optional[bytes]:
         """Return plain bytes; None where there are none now, b"" at the end of the stream.
+
+        At most `size`, of the network's bytes; None: what is good at this time.
 
         Raises OSError (ssl.SSLError is one) when the connection broke.
         """
-        ended = self.ended
-        data = None if ended else self._recv(size)
         if not self._filters:
+            if size is not None:
+                return self._recv(size)
+            data = self._recv(self._size)
+            if data is not None:
+                self._adapt(len(data))
             return data
+        ended = self.ended
+        data = None if ended else self._recv(size or _RECEIVE)
         if data is None and not ended and not self._filters[-1].incoming.pending:
             return None  # otherwise: what came in one piece with the end of the handshake
         self.decrypting = True
@@ -379,6 +389,13 @@ class Transport:
         finally:
             self.decrypting = False
         return data
+
+    def _adapt(self, size: int) -> None:
+        """Read more at a time where the network has more, and less where it has not."""
+        if size == self._size:
+            self._size = min(2 * size, _RECEIVE_MOST)
+        elif size < self._size >> 2 and self._size > _RECEIVE:
+            self._size >>= 1
 
     def _owed(self) -> None:
         """Queue what the TLS layers themselves have to say. Needs the lock."""

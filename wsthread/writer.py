@@ -118,6 +118,15 @@ class FrameWriter:
             self._begun.append((transport.queued, entry))
         return False
 
+    def idle(self) -> bool:
+        """Whether the reader finds nothing to do here."""
+        return not (
+            self._outbox.ready
+            or self._transport.out
+            or self._work is not None
+            or self.error is not None
+        )
+
     def pump(self, reader: bool = False) -> bool:
         """Write what may be written now. Any thread; waits for nothing.
 
