@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -276,9 +277,11 @@ def test_a_picture_by_the_devtools_protocol(tmp_path: Path) -> None:
         sandbox = ["--no-sandbox"] * (os.getuid() == 0)
         url = f"http://127.0.0.1:{pages.server_port}/"
         try:
-            env = {"TMPDIR": str(tmp_path)}
-            with running("devtools.py", url, str(picture), *sandbox, env=env) as process:
-                out, err = process.communicate(timeout=SOON * 4)
+            # Short, for Chromium puts a Unix socket there; and nothing may be left in it.
+            with tempfile.TemporaryDirectory() as directory:
+                env = {"TMPDIR": directory}
+                with running("devtools.py", url, str(picture), *sandbox, env=env) as process:
+                    out, err = process.communicate(timeout=SOON * 4)
         finally:
             pages.shutdown()
             thread.join(SOON)

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,16 @@ class DevTools:
             waiting.set_exception(ConnectionError(f"the browser has gone: {code} {reason}"))
 
 
+def listening(lines: Iterable[str]) -> str:
+    """Return where the browser says that it listens, between other things."""
+    said = []
+    for line in lines:
+        if "DevTools listening" in line:
+            return line.split()[-1]
+        said.append(line)
+    raise RuntimeError("the browser did not start:\n" + "".join(said))
+
+
 def take_picture(devtools: DevTools, url: str) -> bytes:
     target = devtools.call("Target.createTarget", url="about:blank")["targetId"]
     attached = devtools.call("Target.attachToTarget", targetId=target, flatten=True)
@@ -107,9 +118,7 @@ def main() -> int:
     )
     assert process.stderr is not None
     try:
-        # It says where it listens, between other things.
-        address = next(line.split()[-1] for line in process.stderr if "DevTools listening" in line)
-        devtools = DevTools(address)
+        devtools = DevTools(listening(process.stderr))
         Path(picture).write_bytes(take_picture(devtools, url))
         devtools.call("Browser.close")
         devtools.client.wait(10)
