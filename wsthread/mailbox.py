@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -189,12 +190,12 @@ class Mailbox:
         nothing comes behind the end.
         """
         with self._lock:
-            batch = []
-            while sent:
-                batch.append(sent.popleft())
-            if not batch or life.sealed:
+            if not sent or life.sealed:
                 return
+            batch: List[Any] = []
             self._items.append(("sent", batch, 0, life))
+            # In one call, of C: Ctrl-C must not come while a message is in neither of both.
+            batch.extend(itertools.starmap(sent.popleft, itertools.repeat((), len(sent))))
             self._notify()
             if not self._needs_token():
                 return
