@@ -43,6 +43,14 @@ def echo(connection: RawConnection) -> None:
             return
 
 
+def reusing(host: str, port: int) -> socket.socket:
+    """Return a socket bound to a port that another one may be bound to, but not listen on."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((host, port))
+    return sock
+
+
 class SteadyServer:
     """A server on one port, with a thread for each connection.
 
@@ -60,7 +68,9 @@ class SteadyServer:
         self._listener: Optional[socket.socket] = None
         self.accepted: List[float] = []  # the monotonic time of each
         self.failure: Optional[BaseException] = None  # what a script raised; `close` raises it
-        self._host, self.port = host, 0
+        # Bound to the port, never listening: nobody else gets it while the server is stopped.
+        self._holder = reusing(host, 0)
+        self._host, self.port = self._holder.getsockname()
         self.start()
         self.url = f"ws://{host}:{self.port}/"
 
@@ -71,11 +81,8 @@ class SteadyServer:
 
     def start(self) -> None:
         """Listen (again), on the port there was before."""
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((self._host, self.port))
+        listener = reusing(self._host, self.port)
         listener.listen(512)
-        self.port = listener.getsockname()[1]
         self._listener = listener
         self._spawn(self._accept, listener)
 
@@ -136,6 +143,7 @@ class SteadyServer:
 
     def close(self) -> None:
         self.stop()
+        self._holder.close()
         with self._lock:
             threads = list(self._threads)
         for thread in threads:

@@ -184,7 +184,7 @@ class Connection:
         if self._session.interrupted:
             self._session.interrupted = False
             self._session.mailbox.mend()
-            self._session.outbox.mend()
+            self.writer.mend()
         if self.writer.error is None:
             return
         if self.paused:

@@ -23,7 +23,7 @@ from .errors import CloseCode, MessageTooBig, ProtocolError, detach
 
 OP_CONT, OP_TEXT, OP_BINARY, OP_CLOSE, OP_PING, OP_PONG = 0, 1, 2, 8, 9, 10
 
-FIN, _RSV1, _RSV2_RSV3, _OPCODE = 0x80, 0x40, 0x30, 0x0F
+FIN, RSV1, _RSV2_RSV3, _OPCODE = 0x80, 0x40, 0x30, 0x0F
 _CONTROL = 0x08  # this bit of an opcode makes it a control frame
 _MASKED = 0x80
 
@@ -295,10 +295,10 @@ class FrameParser:
         if opcode in (OP_TEXT, OP_BINARY):
             if self._opcode:
                 _fail("a message begins inside another")
-            if first & _RSV1 and self._inflater is None:
+            if first & RSV1 and self._inflater is None:
                 _fail("a message is compressed, but no compression was agreed")
             return
-        if first & _RSV1:
+        if first & RSV1:
             _fail("a frame other than a message's first is marked as compressed")
         if opcode == OP_CONT:
             if not self._opcode:
@@ -325,7 +325,7 @@ class FrameParser:
         if not self._opcode:
             self._opcode = first & _OPCODE
             self._room = self._maximum
-            self._compressed = bool(first & _RSV1)
+            self._compressed = bool(first & RSV1)
         self._final = bool(first & FIN)
         self._left = length
         if not self._compressed:
@@ -532,7 +532,7 @@ def encode_frame(opcode: int, payload: bytes, *, fin: bool = True, rsv1: bool = 
 
     May be called from any thread.
     """
-    header, masked = encode_parts(opcode | (FIN if fin else 0) | (_RSV1 if rsv1 else 0), payload)
+    header, masked = encode_parts(opcode | (FIN if fin else 0) | (RSV1 if rsv1 else 0), payload)
     return header + masked
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Deque, List, Optional, Sequence, Tuple
 
 from .errors import detach
 from .limits import QueueLimit
+from .outbox import Entry, move
 from .stats import ClientStats
 from .transport import Waker
 from .waits import nap, wait_event
@@ -64,7 +64,7 @@ class Gate:
 #: kind, its payload, bytes it counts for, the life it belongs to. Kinds are: "call" (a name
 #: and arguments), "control" (the same, of a frame of the peer's), "opening" (the same, sending
 #: first), "messages", "fragments" (lists),
-#: "sent" (a list of messages), "unsent" (of messages with errors), "lift" (a Gate), "end".
+#: "sent" (a list of entries), "unsent" (of messages with errors), "lift" (a Gate), "end".
 Item = Tuple[str, Any, int, Life]
 
 
@@ -183,7 +183,7 @@ class Mailbox:
         if needed:
             self.schedule()
 
-    def put_sent(self, sent: Deque[Any], life: Life) -> None:
+    def put_sent(self, sent: Deque[Entry], life: Life) -> None:
         """Append what `sent` holds as one "sent" event. Any thread; never waits.
 
         Taken out under the lock: who puts the end of a life first takes these as well, so that
@@ -192,10 +192,9 @@ class Mailbox:
         with self._lock:
             if not sent or life.sealed:
                 return
-            batch: List[Any] = []
+            batch: List[Entry] = []
             self._items.append(("sent", batch, 0, life))
-            # In one call, of C: Ctrl-C must not come while a message is in neither of both.
-            batch.extend(itertools.starmap(sent.popleft, itertools.repeat((), len(sent))))
+            move(sent, len(sent), batch)
             self._notify()
             if not self._needs_token():
                 return
@@ -376,7 +375,8 @@ class Mailbox:
             while left and not life.sealed:
                 item = left.popleft()
                 if kind == "sent":
-                    self._call(client, "on_sent", (item,))
+                    if item.outcome is True and item.message is not None:
+                        self._call(client, "on_sent", (item.message,))
                 else:
                     self._call(client, "on_unsent", item)
         finally:

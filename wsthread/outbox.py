@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
-from typing import Callable, Deque, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Deque, Iterable, List, Optional, Sequence, TypeVar, Union
 
 from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError, raisable
 from .frames import OP_CLOSE, OP_PING, OP_PONG
 from .limits import QueueLimit
 from .stats import ClientStats
 from .waits import nap
+
+T = TypeVar("T")
 
 #: Up to this many bytes of messages are encoded at a time; a larger message goes alone.
 BATCH = 65536
@@ -27,23 +30,29 @@ OVERHEAD = 14  # bytes of the longest header of a client's frame
 
 
 class Entry:
-    """One message on its way; with opcode -1 a mark that `flush` waits for."""
+    """One frame on its way: a message, a control frame, or (opcode -1) `flush`'s mark."""
 
-    __slots__ = ("awaited", "forgotten", "message", "opcode", "outcome", "payload", "size")
+    __slots__ = ("awaited", "counted", "end", "message", "opcode", "outcome", "payload", "size")
 
-    def __init__(self, opcode: int, payload: bytes, message: Union[str, bytes]) -> None:
+    def __init__(self, opcode: int, payload: bytes, message: Union[str, bytes, None]) -> None:
         self.opcode = opcode
         self.payload = payload
-        self.message = message  # as on_sent and on_unsent give it back
+        self.message = message  # as on_sent and on_unsent give it back; None: not a message
         self.size = len(payload) + OVERHEAD
-        # Both the outbox's lock's:
+        # The transport's lock's: where in the stream it ends, once it is in the out-buffer.
+        self.end = 0
+        # The outbox's lock's:
         self.awaited = False  # its sender waits, and raises the outcome itself
+        self.counted = False  # among those pending
         self.outcome: Union[bool, BaseException, None] = None  # True once it is with the kernel
-        self.forgotten = False  # not counted as pending any more
 
 
-#: Opcode and payload of a frame, and the entry it comes from, if it is a message.
-Taken = Tuple[int, bytes, Optional[Entry]]
+def move(source: Deque[T], count: int, target: Union[List[T], Deque[T]]) -> None:
+    """Move the first of `source` behind `target`.
+
+    In one call, of C: Ctrl-C does not come while one of them is in both or in neither.
+    """
+    target.extend(itertools.starmap(source.popleft, itertools.repeat((), count)))
 
 
 class Ping:
@@ -143,6 +152,8 @@ class Outbox:
                     self._ring()
 
     def _accept(self, entries: Sequence[Entry], size: int, first: bool, may_wait: bool) -> None:
+        for entry in entries:
+            entry.counted = True
         self.pending += len(entries)
         self.bytes += size
         stats = self._stats
@@ -197,9 +208,15 @@ class Outbox:
         while self._bells:
             self._bells.pop().release()
 
-    def mend(self) -> None:
-        """A sender was interrupted anywhere; let nobody sleep on what it has left undone."""
+    def mend(self, begun: Iterable[Entry]) -> None:
+        """A sender was interrupted anywhere: count anew, and let nobody sleep on what it left.
+
+        `begun` are those that the writer has. Needs the transport's lock.
+        """
         with self.lock:
+            counted = [entry for entry in (*begun, *self._first, *self._queue) if entry.counted]
+            self.pending = len(counted)
+            self.bytes = sum(entry.size for entry in counted)
             self._update()
             self._ring()
 
@@ -237,7 +254,7 @@ class Outbox:
 
     def mark(self) -> Entry:
         """Append a mark that is reached when all that was accepted before is with the kernel."""
-        entry = Entry(-1, b"", "")
+        entry = Entry(-1, b"", None)
         with self.lock:
             if self._refusal is not None and not self.pending:
                 raise NotConnected(self._refusal)
@@ -362,10 +379,11 @@ class Outbox:
     def begun(self, entry: Entry) -> None:
         """A message that did not go through here was begun, and could not be finished."""
         with self.lock:
+            entry.counted = True
             self.pending += 1
             self.bytes += entry.size
 
-    def take(self, frames: List[Taken], now: float, messages: bool = True) -> None:
+    def take(self, frames: List[Entry], now: float, messages: bool = True) -> None:
         """Move the frames that go next to `frames`, control frames first; at most about 64 KiB.
 
         Without `messages` it takes only control frames that may overtake them.
@@ -374,22 +392,26 @@ class Outbox:
             if not self._open or self.close_taken:
                 self.ready = self.free = False
                 return
-            frames += [(OP_PONG, payload, None) for payload in self._pongs]
-            self._pongs.clear()
-            while self._pings:
-                ping = self._pings.popleft()
-                ping.sent_at = now
-                self._awaited.append(ping)
-                if len(self._awaited) > _AWAITED:
-                    self._forget_ping()
-                frames.append((OP_PING, ping.payload, None))
+            if self._pongs or self._pings:
+                self._take_control(frames, now)
             if messages and not self._close_now:
                 messages = self._take_messages(frames)
             last = messages and not (self._first or self._queue)
             if self._close is not None and (self._close_now or last):
-                frames.append((OP_CLOSE, self._close, None))
+                frames.append(Entry(OP_CLOSE, self._close, None))
                 self.close_taken = True
             self._update()
+
+    def _take_control(self, frames: List[Entry], now: float) -> None:
+        frames += [Entry(OP_PONG, payload, None) for payload in self._pongs]
+        self._pongs.clear()
+        while self._pings:
+            ping = self._pings.popleft()
+            ping.sent_at = now
+            self._awaited.append(ping)
+            if len(self._awaited) > _AWAITED:
+                self._forget_ping()
+            frames.append(Entry(OP_PING, ping.payload, None))
 
     def _forget_ping(self) -> None:
         """Forget the oldest ping that nobody waits for; others are taken back by who does."""
@@ -398,40 +420,34 @@ class Outbox:
                 self._awaited.remove(ping)
                 return
 
-    def _take_messages(self, frames: List[Taken]) -> bool:
+    def _take_messages(self, frames: List[Entry]) -> bool:
         """Take the messages that go next; return whether more may go with them."""
         size = 0
         for source in (self._first,) if self._gated else (self._first, self._queue):
-            while source and (not frames or size + source[0].size <= BATCH):
-                entry = source[0]
+            count = 0
+            for entry in source:
+                if size + entry.size > BATCH and (frames or count):
+                    break
                 size += entry.size
-                # Before it is taken out: Ctrl-C in between must not lose it, see `failed`.
-                frames.append((entry.opcode, entry.payload, entry))
-                source.popleft()
-                if source is self._first:
-                    self._first_bytes -= entry.size
+                count += 1
+            move(source, count, frames)
+            if source is self._first:
+                self._first_bytes = sum(entry.size for entry in source)
         return size <= BATCH
 
-    def done(
-        self, entries: Sequence[Entry], report: Callable[[List[Union[str, bytes]]], None]
-    ) -> None:
-        """These are with the kernel; `report` the messages that no sender has given up."""
+    def done(self, entries: Iterable[Entry]) -> None:
+        """These are with the kernel."""
         with self.lock:
-            told: List[Union[str, bytes]] = []
             for entry in entries:
                 if entry.outcome is None:
                     entry.outcome = True
-                    if entry.opcode != -1:
-                        told.append(entry.message)
-            report(told)
+                    if entry.message is not None:
+                        self._stats.messages_sent += 1
             self._forget(entries)
 
     def failed(self, entries: Sequence[Entry], error: WebSocketError) -> List[Entry]:
         """These were begun on a connection that is gone; return those that go back."""
         with self.lock:
-            for source in (self._first, self._queue):
-                if source and source[0] in entries:  # a sender was interrupted as it took it
-                    source.popleft()
             return self._give_back(entries, error)
 
     # With the lock held.
@@ -441,14 +457,17 @@ class Outbox:
             if entry.outcome is None:
                 entry.outcome = error
         self._forget(entries)
-        return [entry for entry in entries if not entry.awaited and entry.opcode != -1]
+        return [entry for entry in entries if not entry.awaited and entry.message is not None]
 
-    def _forget(self, entries: Sequence[Entry]) -> None:
+    def _forget(self, entries: Iterable[Entry]) -> None:
+        count = size = 0
         for entry in entries:
-            if entry.opcode != -1 and not entry.forgotten:
-                entry.forgotten = True
-                self.pending -= 1
-                self.bytes -= entry.size
+            if entry.counted:
+                entry.counted = False
+                count += 1
+                size += entry.size
+        self.pending -= count
+        self.bytes -= size
         self._update()
         self._ring()
 

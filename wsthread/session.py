@@ -10,7 +10,7 @@ import time
 import weakref
 from collections import deque
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Deque, Iterator, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Deque, Iterator, List, NamedTuple, Optional, Tuple
 
 from .connection import Connection
 from .deflate import Agreement
@@ -27,7 +27,7 @@ from .errors import (
 )
 from .known import Known, Settings
 from .mailbox import Item, Life, Mailbox
-from .outbox import Entry, Outbox
+from .outbox import Entry, Outbox, move
 from .outbox import Ping as AskedPing
 from .reconnect import Backoff, Reconnect, retried, retry_after
 from .source import prepare
@@ -98,7 +98,7 @@ class Session:
         self.ever_open = False
         #: The writer of the open connection, or None. Written by the reader.
         self.writer: Optional[FrameWriter] = None
-        self.sent: Deque[Any] = deque()  # for on_sent; appended under the write lock
+        self.sent: Deque[Entry] = deque()  # for on_sent; appended under the write lock
         self._connection: Optional[Connection] = None
         self._begun: List[Entry] = []  # of the connection that has just ended
         self._uptime = 0.0  # its seconds
@@ -262,11 +262,16 @@ class Session:
                 self.waker.wake()
                 raise
 
-    def written(self, messages: List[Message]) -> None:
-        """Note what is with the kernel. The writer's, under its lock."""
+    def written(self, begun: Deque[Entry], count: int) -> None:
+        """Take the first of what the writer had begun: it is with the kernel. Under its lock."""
         if "on_sent" in self.overridden:
-            self.sent.extend(messages)
-        self.known.stats.messages_sent += len(messages)
+            for entry in itertools.islice(begun, count):
+                entry.payload = b""  # only the message is told
+            move(begun, count, self.sent)
+        elif count == len(begun):
+            begun.clear()
+        else:
+            move(begun, count, deque(maxlen=0))
 
     # The reader.
 

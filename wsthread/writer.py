@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections import deque
-from typing import Callable, Deque, Generator, List, Optional, Protocol, Tuple
+from typing import Callable, Collection, Deque, Generator, List, Optional, Protocol, Tuple
 
 from .delegate import Message
 from .errors import WebSocketError
-from .frames import FIN, OP_CLOSE, describe_frame, encode_frame, encode_parts
-from .outbox import BATCH, Entry, Outbox, Taken
+from .frames import FIN, OP_CLOSE, RSV1, describe_frame, encode_parts
+from .outbox import BATCH, Entry, Outbox
 from .stats import ClientStats
 from .transport import Transport
 
@@ -52,14 +53,15 @@ class FrameWriter:
         outbox: Outbox,
         transport: Transport,
         deflater: Optional[Deflater],
-        report: Callable[[List[Message]], None],
+        report: Callable[[Deque[Entry], int], None],
         stats: ClientStats,
         label: str,
     ) -> None:
         self._outbox = outbox
         self._transport = transport
         self._deflater = deflater
-        self._report = report  # called with the lock held
+        # Takes the first of those that are with the kernel; called with the lock held.
+        self._report = report
         self._stats = stats
         self._label = label  # of the connection, for the log
         # The longest payload for `write_now`: others are waited for, or compressed.
@@ -70,9 +72,9 @@ class FrameWriter:
         self._notes: Deque[str] = deque()
         self._last = 0.0  # any thread's, without a lock: when a sender was here
         # All are the transport's lock's.
-        self._begun: Deque[Tuple[int, Entry]] = deque()  # with the out-buffer's end offset
-        self._batch: List[Taken] = []  # taken, on the way into the out-buffer
-        self._large: List[Taken] = []  # the same; one large message, while it is compressed ...
+        self._begun: Deque[Entry] = deque()  # in the out-buffer, and not yet reported
+        self._batch: List[Entry] = []  # taken, on the way into the out-buffer
+        self._large: List[Entry] = []  # the same; one large message, while it is compressed ...
         self._work: Optional[Generator[None, None, Optional[bytes]]] = None  # ... by this
         self._close_end = -1  # the offset behind the close frame
         self.error: Optional[OSError] = None  # writing is over
@@ -101,10 +103,11 @@ class FrameWriter:
                 if transport.send(header, masked):
                     stats = self._stats
                     stats.bytes_sent += len(header) + len(masked)
+                    stats.messages_sent += 1
                     if told:
-                        self._report([message])
-                    else:
-                        stats.messages_sent += 1
+                        entry = Entry(opcode, b"", message)
+                        entry.outcome = True
+                        self._report(deque((entry,)), 1)
                     return True
             except OSError as error:
                 error.__traceback__ = None
@@ -114,8 +117,9 @@ class FrameWriter:
                 raise
             self._stats.bytes_sent += len(header) + len(masked)
             entry = Entry(opcode, payload, message)
+            entry.end = transport.queued
+            self._begun.append(entry)
             outbox.begun(entry)
-            self._begun.append((transport.queued, entry))
         return False
 
     def idle(self) -> bool:
@@ -176,26 +180,24 @@ class FrameWriter:
         return drained and self._work is None
 
     def _tell(self) -> None:
-        """Report what is with the kernel. Forgotten only then, for Ctrl-C may come in between."""
+        """Report what is with the kernel."""
         begun, written = self._begun, self._transport.written
-        done: List[Entry] = []
-        for end, entry in begun:
-            if end > written:
-                break
-            done.append(entry)
-        if done:
-            self._outbox.done(done, self._report)
-            for _ in done:
-                begun.popleft()
+        if not begun or begun[0].end > written:
+            return
+        done: Collection[Entry] = begun
+        if begun[-1].end > written:
+            done = list(itertools.takewhile(lambda entry: entry.end <= written, begun))
+        self._outbox.done(done)
+        self._report(begun, len(done))
 
     def _encode(self) -> None:
         """Put the batch into the out-buffer, or begin to compress a large message."""
         batch = self._batch
-        if self._deflater is not None and batch and len(batch[0][1]) > BATCH:
+        if self._deflater is not None and batch and len(batch[0].payload) > BATCH:
             self._large = batch  # it is alone there
-            self._work = self._deflater.steps(batch[0][1])
+            self._work = self._deflater.steps(batch[0].payload)
         elif batch:
-            self._put(batch, [self._frame(opcode, payload) for opcode, payload, _ in batch])
+            self._put(batch)
         self._batch = []
 
     def _step(self, work: Generator[None, None, Optional[bytes]]) -> None:
@@ -203,35 +205,45 @@ class FrameWriter:
         try:
             next(work)
         except StopIteration as end:
-            opcode, payload, _ = self._large[0]
-            self._put(self._large, [_encoded(opcode, payload, end.value)])
+            self._put(self._large, end)
             self._large, self._work = [], None
 
-    def _put(self, batch: List[Taken], frames: List[bytes]) -> None:
+    def _put(self, batch: List[Entry], compressed: Optional[StopIteration] = None) -> None:
+        """Encode a batch, or one message that is `compressed`, into the out-buffer."""
         transport = self._transport
+        parts: List[bytes] = []
+        start = end = transport.queued
+        for entry in batch:
+            if entry.opcode >= 0:
+                header, masked = self._frame(entry, compressed)
+                parts.append(header)
+                parts.append(masked)
+                end += len(header) + len(masked)
+            entry.end = end
         if frame_logger.isEnabledFor(logging.DEBUG):
-            self._notes.extend(describe_frame(o, p) for o, p, _ in batch if o != -1)
-        data = frames[0] if len(frames) == 1 else b"".join(frames)
-        self._stats.bytes_sent += len(data)
-        start, end = transport.queued, 0
-        transport.write(data)
-        # Under TLS the offsets of the records differ: all of a batch counts as sent with its
-        # last byte.
-        plain = transport.queued - start == len(data)
-        for (opcode, _, entry), frame in zip(batch, frames):
-            end += len(frame)
-            if entry is not None:
-                self._begun.append((start + end if plain else transport.queued, entry))
-            elif opcode == OP_CLOSE:
-                self._close_end = transport.queued
-                self._work = None  # it overtakes a message; `detach` gives that back
+            self._notes.extend(describe_frame(e.opcode, e.payload) for e in batch if e.opcode >= 0)
+        self._begun.extend([entry for entry in batch if entry.opcode < OP_CLOSE])
+        self._stats.bytes_sent += end - start
+        transport.write(b"".join(parts))
+        if transport.queued != end:
+            # Under TLS the offsets of the records differ: all of a batch counts as sent with
+            # its last byte.
+            for entry in batch:
+                entry.end = transport.queued
+        if batch[-1].opcode == OP_CLOSE:
+            self._close_end = transport.queued
+            self._work = None  # it overtakes a message; `detach` gives that back
 
-    def _frame(self, opcode: int, payload: bytes) -> bytes:
-        if opcode == -1:
-            return b""
-        if self._deflater is not None and opcode < OP_CLOSE:
-            return _encoded(opcode, payload, self._deflater.compress(payload))
-        return encode_frame(opcode, payload)
+    def _frame(self, entry: Entry, compressed: Optional[StopIteration]) -> Tuple[bytes, bytes]:
+        """Return header and masked payload."""
+        payload: Optional[bytes] = None
+        if compressed is not None:
+            payload = compressed.value
+        elif self._deflater is not None and entry.opcode < OP_CLOSE:
+            payload = self._deflater.compress(entry.payload)
+        if payload is None:
+            return encode_parts(FIN | entry.opcode, entry.payload)
+        return encode_parts(FIN | RSV1 | entry.opcode, payload)
 
     def _log(self) -> None:
         with contextlib.suppress(IndexError):  # another thread takes them as well
@@ -242,21 +254,22 @@ class FrameWriter:
         """Whether the close frame is with the kernel."""
         return 0 <= self._close_end <= self._transport.written
 
+    def _unsettled(self) -> List[Entry]:
+        """Return what was taken from the outbox and not reported. Needs the lock."""
+        # A sender that was interrupted may have left some in two places.
+        return list(dict.fromkeys((*self._begun, *self._large, *self._batch)))
+
+    def mend(self) -> None:
+        """A sender was interrupted (Ctrl-C), anywhere in here. The reader's."""
+        with self._transport.lock:
+            self._outbox.mend(self._unsettled())
+
     def detach(self, error: WebSocketError) -> List[Entry]:
         """The transport is closed: return what was begun and is not with the kernel."""
         with self._transport.lock:
             self._tell()
-            begun = [entry for _, entry in self._begun]
-            for _, _, entry in self._large + self._batch:
-                if entry is not None and entry not in begun:
-                    begun.append(entry)
+            begun = self._unsettled()
             self._begun.clear()
             self._large, self._batch, self._work = [], [], None
         self._log()
         return self._outbox.failed(begun, error)
-
-
-def _encoded(opcode: int, payload: bytes, compressed: Optional[bytes]) -> bytes:
-    if compressed is None:
-        return encode_frame(opcode, payload)
-    return encode_frame(opcode, compressed, rsv1=True)
