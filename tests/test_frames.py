@@ -14,7 +14,7 @@ import tracemalloc
 import types
 import weakref
 import zlib
-from typing import Any, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Any, Iterable, List, NamedTuple, Optional, Tuple, Union
 
 import pytest
 from hypothesis import example, given, settings
@@ -173,18 +173,50 @@ def control_frame(item: Any) -> bytes:
     return frame(OP_PING if isinstance(item, Ping) else OP_PONG, item.payload)
 
 
+def encoded(message: Union[str, bytes]) -> Tuple[int, bytes]:
+    if isinstance(message, str):
+        return OP_TEXT, message.encode()
+    return OP_BINARY, message
+
+
+def message_frame(message: Union[str, bytes]) -> bytes:
+    return frame(*encoded(message))
+
+
+@st.composite
+def runs(draw: Any) -> List[Any]:
+    """Messages of one kind and length, some of them more than are parsed at once."""
+    count = draw(st.sampled_from([15, 16, 17, 40, 256, 257, 600]))
+    several = draw(
+        st.sampled_from(
+            [
+                ["", ""],
+                [b"", b""],
+                ["a", "b"],
+                ["é1", "ab2"],
+                ["\x81\x04", "€"],
+                [b"\x81\x02", b"no"],
+            ]
+        )
+    )
+    return [several[i % 2] for i in range(count)]
+
+
 @st.composite
 def streams(draw: Any) -> Tuple[bytes, List[Any]]:
     """A valid stream and the items it means."""
     stream, items = b"", []
     for _ in range(draw(st.integers(0, 6))):
-        message = draw(st.one_of(texts, binaries, controls))
+        message = draw(st.one_of(texts, binaries, controls, runs()))
+        if isinstance(message, list):
+            stream += b"".join(map(message_frame, message))
+            items += message
+            continue
         if isinstance(message, tuple):
             stream += control_frame(message)
             items.append(message)
             continue
-        payload = message.encode() if isinstance(message, str) else message
-        opcode = OP_TEXT if isinstance(message, str) else OP_BINARY
+        opcode, payload = encoded(message)
         rsv = 0
         if draw(st.booleans()):
             payload, rsv = deflate(payload), 4
@@ -207,7 +239,7 @@ def streams(draw: Any) -> Tuple[bytes, List[Any]]:
 
 
 cut_lists = st.lists(st.integers(0, 1 << 20), max_size=12).map(tuple)
-limits = st.one_of(st.integers(1, 3), st.just(1 << 60))
+limits = st.one_of(st.integers(1, 3), st.sampled_from([20, 300, 1 << 60]))
 
 
 # --- properties --------------------------------------------------------------
@@ -508,6 +540,38 @@ def test_invalid_text_after_good_messages(payload: bytes, fragments: bool) -> No
         assert parser.error.code == 1007
         assert not parser._parts, "what can never be delivered is let go"
         assert code_of(good + bad, None, fragments=fragments) == 1007
+
+
+@pytest.mark.parametrize("opcode", [OP_TEXT, OP_BINARY])
+@pytest.mark.parametrize("place", [0, 1, 15, 16, 17, 255, 256, 257, 298, 299])
+@pytest.mark.parametrize(
+    "other",
+    [
+        frame(OP_PING, b"four"),
+        frame(OP_TEXT, b"other"),
+        frame(OP_BINARY, b"four"),
+        frame(OP_TEXT, "€".encode() + b"\xff"),
+        frame(OP_TEXT, b"four", False) + frame(OP_CONT, b""),
+        frame(OP_TEXT, b"four", True, 4),
+        frame(OP_TEXT, b"four", True, 1),
+        frame(OP_CONT, b"four"),
+        b"\x81\x84keyfmask",
+        b"\x81\x7e\x00\x04four",
+        frame(OP_TEXT, b"f" * (MAXIMUM + 1)),
+        frame(OP_CLOSE, b"\x03\xe8ok"),
+    ],
+)
+def test_a_run_of_equal_messages_ends_where_it_does(opcode: int, place: int, other: bytes) -> None:
+    run = [frame(opcode, b"%04d" % i) for i in range(300)]
+    run.insert(place, other)
+    stream = b"".join(run)
+    one, other_one = FrameParser(MAXIMUM), FrameParser(MAXIMUM)
+    got = parse_all(one, stream)
+    assert got == parse_all(other_one, stream, tuple(range(len(stream))))
+    assert repr(one.error) == repr(other_one.error)
+    assert len(got[0]) >= place
+    for limit in (16, 100):
+        assert parse_all(FrameParser(MAXIMUM), stream, (), limit) == got
 
 
 def test_a_character_cut_by_the_end_of_its_message_is_invalid() -> None:

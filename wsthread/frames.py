@@ -31,6 +31,7 @@ _UNLIMITED = sys.maxsize
 _MAX_CONTROL = 125  # bytes in a control frame (5.5)
 _MAX_REASON = _MAX_CONTROL - 2
 _COMPACT_AFTER = 1024  # so many loose parts of a message are joined into one
+_RUN, _RUNS = 16, 256  # frames alike that are parsed at once: not fewer, not more
 _KEYS = struct.Struct(256 * "4s")
 _NOT_UTF8 = "text is not valid UTF-8"
 
@@ -201,6 +202,8 @@ class FrameParser:
                 position = self._parse_payload(data, position, items)
                 continue
             if not self._opcode and not self._fragments:
+                while (stop := self._parse_run(data, position, items)) > position:
+                    position = stop
                 position = self._parse_plain(data, position, items)
                 if position == end or self._budget <= 0:
                     continue
@@ -257,6 +260,39 @@ class FrameParser:
             self.size += position - begin + gained
             self._budget -= len(items) - before
         return position
+
+    def _parse_run(self, data: bytes, position: int, items: List[Item]) -> int:
+        """Parse short messages that are alike in opcode and length, where many come together.
+
+        The standard library's C finds and cuts them, at a third of the cost. What it has looked
+        at in vain is bounded: a peer cannot make that dear by breaking off its runs.
+        """
+        count = min(self._budget, _RUNS)
+        if len(data) - position < _RUN * 2 or count < _RUN:
+            return position
+        first, length = data[position], data[position + 1]
+        size = 2 + length
+        count = min(count, (len(data) - position) // size)
+        if count < _RUN or length > self._short or first not in (0x81, 0x82):
+            return position
+        stop = position + count * size
+        for begin, byte in ((position, first), (position + 1, length)):
+            column = data[begin:stop:size]
+            count = min(count, len(column) - len(column.lstrip(bytes((byte,)))))
+        if count < _RUN:
+            return position
+        stop = position + count * size
+        payloads = struct.iter_unpack(f"2x{length}s", memoryview(data)[position:stop])
+        if first == 0x81:
+            try:
+                items += [payload.decode() for (payload,) in payloads]
+            except UnicodeDecodeError:
+                return position  # one by one it turns out what comes before that
+        else:
+            items += [payload for (payload,) in payloads]
+        self.size += stop - position
+        self._budget -= count
+        return stop
 
     def _parse_frame(self, data: bytes, position: int, items: List[Item]) -> int:
         """Parse any one frame; return `position` itself while too little of it is here."""
