@@ -25,9 +25,9 @@ from .messages import (
     as_bytes,
     block,
     expected_verdict,
-    frame_size,
     masked,
     stream,
+    stream_size,
 )
 
 TIMEOUT = 120.0
@@ -208,7 +208,7 @@ class Raw(Blocking):
 
     def receive(self, server: Server, kind: str, size: int, count: int, tls: bool = False) -> float:
         """Read into the same memory again and again; check the length and the last bytes."""
-        total = count * frame_size(size, False)
+        total = stream_size(kind, size, count)
         buffer = memoryview(bytearray(b"\1" * RAW_BUFFER))
         last = b""
         with self.open(server, server.url("receive", kind, size, count, tls=tls)) as peer:

@@ -10,6 +10,7 @@ import zlib
 from typing import Any, Callable, Iterator, List
 
 TEXT, BINARY, OTHER = "text", "binary", "other"  # ASCII, bytes, text that is not ASCII
+MIXED = "mixed"  # ASCII, half to one and a half times the size
 STAMP = 16  # bytes at the end that tell a message from the others
 _BLOCK = 1 << 21  # bytes of different messages; then they repeat
 
@@ -25,8 +26,10 @@ except ImportError:
 
 
 def _message(kind: str, size: int, number: int) -> Any:
-    """One message of just `size` bytes (of UTF-8, for text)."""
+    """One message of just `size` bytes (of UTF-8, for text); for MIXED of about that many."""
     stamp = f"{number:0{STAMP}}"
+    if kind == MIXED:
+        return _message(TEXT, size // 2 + number * 29 % (size + 1), number)
     if kind == BINARY:
         return random.Random(number).randbytes(size - STAMP) + stamp.encode()
     fill = "The quick brown fox jumps over. " if kind == TEXT else "Grüße, κόσμε, 世界. "
@@ -62,6 +65,13 @@ def header(first: int, length: int, mask: int = 0) -> bytes:
     if length < 65536:
         return struct.pack("!BBH", first, mask | 126, length)
     return struct.pack("!BBQ", first, mask | 127, length)
+
+
+def stream_size(kind: str, size: int, count: int) -> int:
+    """The bytes that the server sends for so many messages."""
+    lengths = [frame_size(len(as_bytes(message)), False) for message in block(kind, size)]
+    rounds, rest = divmod(count, len(lengths))
+    return rounds * sum(lengths) + sum(lengths[:rest])
 
 
 def frame_size(size: int, mask: bool) -> int:

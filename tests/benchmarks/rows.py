@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from .messages import BINARY, OTHER, TEXT
+from .messages import BINARY, MIXED, OTHER, TEXT
 from .workers import CONTENDERS
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -85,6 +85,8 @@ def receive_rows() -> List[Row]:
             name = f"receive {SIZES[size]}, {kind_name}"
             cells = runs(ALL, "receive", count, kind=kind, size=size)
             rows.append(Row("receive", name, unit, size, cells, targets))
+    cells = runs(ALL, "receive", counts[64], kind=MIXED, size=64)
+    rows.insert(1, Row("receive", "receive 32 to 96 B, text", MESSAGES, 64, cells))
     return rows
 
 

@@ -28,7 +28,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from tests.support import RawConnection, frame
 
-from .messages import apply_mask, as_bytes, block, frame_size, header, masked, verdict
+from .messages import apply_mask, as_bytes, block, frame_size, header, masked, stream_size, verdict
 
 DONE = "done"
 
@@ -36,14 +36,15 @@ DONE = "done"
 @functools.lru_cache(maxsize=4)
 def frames(kind: str, size: int) -> bytes:
     first = 0x82 if kind == "binary" else 0x81
-    return b"".join(header(first, size) + as_bytes(message) for message in block(kind, size))
+    payloads = map(as_bytes, block(kind, size))
+    return b"".join(header(first, len(payload)) + payload for payload in payloads)
 
 
 def receive(connection: RawConnection, kind: str, size: str, count: str) -> None:
     """What the client receives."""
     data = frames(kind, int(size))
     rounds, rest = divmod(int(count), len(block(kind, int(size))))
-    tail = memoryview(data)[: rest * frame_size(int(size), False)]
+    tail = memoryview(data)[: stream_size(kind, int(size), rest)]
     sock = opened(connection)
     while wait_for_start(connection):
         for _ in range(rounds):
