@@ -34,6 +34,7 @@ from tests.support import (
     peer,
 )
 from wsthread import QueueLimit, Reconnect, outbox, tls, transport
+from wsthread.stats import ClientStats
 from wsthread.testing import RecordingDelegate
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
@@ -572,6 +573,59 @@ def test_promise_11_a_peer_that_stops_reading_wedges_no_sender(threads: int) -> 
         client.flush()
     assert len(outcomes.sent) == len(accepted) + 1
     assert outcomes.unsent == []
+
+
+def entries(count: int) -> List[outbox.Entry]:
+    return [outbox.Entry(TEXT, b"x", "x") for _ in range(count)]
+
+
+def full_queue() -> Tuple[outbox.Outbox, List[outbox.Entry]]:
+    """A queue that ten messages fill, and these, which the writer has taken."""
+    queue = outbox.Outbox(QueueLimit(messages=10), ClientStats())
+    queue.opened(gated=False)
+    queue.admit(entries(10), False, True, None)
+    taken: List[outbox.Entry] = []
+    queue.take(taken, time.monotonic())
+    assert len(taken) == queue.pending == 10
+    return queue, taken
+
+
+def test_promise_9_nobody_overtakes_who_waits_for_room_that_both_would_need() -> None:
+    queue, taken = full_queue()
+    waits = Background(queue.admit, entries(4), False, True, None)
+    eventually(lambda: len(queue._waiting) == 1)
+    queue.done(taken[:4])
+    waits.result()
+    waits = Background(queue.admit, entries(4), False, True, None)
+    eventually(lambda: len(queue._waiting) == 1)
+    queue.done(taken[4:7])
+    assert not queue.offer(*entries(1))
+    with pytest.raises(wsthread.SendTimeout):
+        queue.admit(entries(1), False, True, time.monotonic())
+    queue.admit(entries(1), False, False, None)  # a callback cannot wait its turn
+    assert waits.is_alive()
+    queue.done(taken[7:9])
+    waits.result()
+    assert queue.pending == 10
+
+
+def test_promise_9_where_there_is_room_for_all_nobody_waits_for_who_has_not_woken_yet() -> None:
+    queue, taken = full_queue()
+    queue._waiting.append(outbox.Ticket(4, 60))  # a sender that sleeps on
+    queue.done(taken[:5])
+    queue.admit(entries(1), False, True, time.monotonic())
+    with pytest.raises(wsthread.SendTimeout):
+        queue.admit(entries(1), False, True, time.monotonic())
+    assert queue.pending == 6
+
+
+def test_promise_9_a_sender_that_waits_for_an_empty_queue_is_not_starved() -> None:
+    queue, taken = full_queue()
+    queue._waiting.append(outbox.Ticket(1, 1 << 30))  # longer than the queue's bytes: goes alone
+    queue.done(taken)
+    with pytest.raises(wsthread.SendTimeout):
+        queue.admit(entries(1), False, True, time.monotonic())
+    assert not queue.pending
 
 
 @pytest.mark.parametrize("way", ["disconnect", "abort"])

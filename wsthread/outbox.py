@@ -55,6 +55,16 @@ def move(source: Deque[T], count: int, target: Union[List[T], Deque[T]]) -> None
     target.extend(itertools.starmap(source.popleft, itertools.repeat((), count)))
 
 
+class Ticket:
+    """What a sender that waits for room needs."""
+
+    __slots__ = ("count", "size")
+
+    def __init__(self, count: int, size: int) -> None:
+        self.count = count
+        self.size = size
+
+
 class Ping:
     """A ping on its way. The outbox's lock's."""
 
@@ -94,7 +104,7 @@ class Outbox:
         self._queue: Deque[Entry] = deque()
         self._first: Deque[Entry] = deque()  # what on_open sends
         self._first_bytes = 0  # ... and its size
-        self._waiting: Deque[object] = deque()  # senders that wait for room, oldest first
+        self._waiting: Deque[Ticket] = deque()  # senders that wait for room, oldest first
         self._refusal: Optional[str] = None  # why nothing is accepted any more
         self._open = False  # a connection takes frames
         self._gated = True  # ... but from the queue only once on_open has returned
@@ -109,6 +119,20 @@ class Outbox:
 
     # Senders.
 
+    def offer(self, entry: Entry) -> bool:
+        """Accept one message where nothing is against it; False: `admit` has to judge it."""
+        with self.lock:
+            pending, size = self.pending + 1, self.bytes + entry.size
+            if self._waiting or pending > self._limit.messages or size > self._limit.bytes:
+                return False
+            if self._gated or not self._open or self.close_taken or self._refusal is not None:
+                return False
+            entry.counted = True
+            self._queue.append(entry)
+            self._count(pending, size)
+            self.ready, self.free = True, False
+            return True
+
     def admit(
         self,
         entries: Sequence[Entry],
@@ -121,18 +145,17 @@ class Outbox:
         Outside callbacks, and while there is a connection, waits for room until `deadline`.
         """
         size = sum(entry.size for entry in entries)
+        ticket = Ticket(len(entries), size)
         with self.lock:
-            if self._refusal is None and not self._waiting and self._fits(entries, size, first):
+            if self._refusal is None and not self._waiting and self._fits(ticket, first):
                 self._accept(entries, size, first, may_wait)
                 return
-        ticket = object()
 
         def attempt() -> bool:
             if self._refusal is not None:
                 raise NotConnected(self._refusal)
             # Who must not wait does not queue behind those who do, either.
-            behind = may_wait and bool(self._waiting) and self._waiting[0] is not ticket
-            if not behind and self._fits(entries, size, first):
+            if self._fits(ticket, first) and (not may_wait or self._fits_behind(ticket)):
                 self._accept(entries, size, first, may_wait)
                 return True
             if not may_wait or not self._open:
@@ -154,13 +177,7 @@ class Outbox:
     def _accept(self, entries: Sequence[Entry], size: int, first: bool, may_wait: bool) -> None:
         for entry in entries:
             entry.counted = True
-        self.pending += len(entries)
-        self.bytes += size
-        stats = self._stats
-        if self.pending > stats.send_queue_peak_messages:
-            stats.send_queue_peak_messages = self.pending
-        if self.bytes > stats.send_queue_peak_bytes:
-            stats.send_queue_peak_bytes = self.bytes
+        self._count(self.pending + len(entries), self.bytes + size)
         if first and self._gated:
             self._first.extend(entries)
             self._first_bytes += size
@@ -170,14 +187,32 @@ class Outbox:
             entries[0].awaited = True
         self._update()
 
-    def _fits(self, entries: Sequence[Entry], size: int, first: bool) -> bool:
-        count, total = self.pending, self.bytes
+    def _count(self, pending: int, size: int) -> None:
+        self.pending, self.bytes = pending, size
+        stats = self._stats
+        if pending > stats.send_queue_peak_messages:
+            stats.send_queue_peak_messages = pending
+        if size > stats.send_queue_peak_bytes:
+            stats.send_queue_peak_bytes = size
+
+    def _fits(self, ticket: Ticket, first: bool) -> bool:
+        count, size = self.pending, self.bytes
         if first and self._gated:
             # The queue waits for these: one that is full must not keep them out.
-            count, total = len(self._first), self._first_bytes
-        return count == 0 or (
-            count + len(entries) <= self._limit.messages and total + size <= self._limit.bytes
-        )
+            count, size = len(self._first), self._first_bytes
+        return count == 0 or self._within(count + ticket.count, size + ticket.size)
+
+    def _within(self, count: int, size: int) -> bool:
+        return count <= self._limit.messages and size <= self._limit.bytes
+
+    def _fits_behind(self, ticket: Ticket) -> bool:
+        """Whether there is room for it and for all who wait before it."""
+        before = list(itertools.takewhile(lambda other: other is not ticket, self._waiting))
+        if not before:
+            return True
+        before.append(ticket)
+        count, size = sum(one.count for one in before), sum(one.size for one in before)
+        return self._within(self.pending + count, self.bytes + size)
 
     def _wait(self, done: Callable[[], bool], deadline: Optional[float]) -> bool:
         """Wait until `done`, which is called with the lock; False when the time is over.

@@ -202,7 +202,7 @@ class Session:
     # Sending. Any thread.
 
     def send_now(self, opcode: int, payload: bytes, message: Message) -> bool:
-        """Write a message at once where nothing is in its way; False: `send` has to take it."""
+        """Write or queue a message where nothing is in its way; False: `send` has to take it."""
         writer = self.writer
         if writer is None or self.life.silenced:
             return False
@@ -210,8 +210,9 @@ class Session:
         try:
             done = writer.write_now(opcode, payload, message, told)
             if done is None:
-                return False
-            if not done:
+                if self.closing or not self.outbox.offer(Entry(opcode, payload, message)):
+                    return False
+            elif not done:
                 self.waker.wake()
         except BaseException:  # Ctrl-C: the reader mends what was left half done
             self.interrupted = True
