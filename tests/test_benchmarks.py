@@ -35,6 +35,7 @@ CHOSEN = [
 ]
 
 
+@pytest.mark.timeout(240)  # a process for each client, one after the other
 def test_rows_run_and_are_reported() -> None:
     results = []
     with contextlib.ExitStack() as stack:

@@ -104,13 +104,13 @@ class Outbox:
         self._queue: Deque[Entry] = deque()
         self._first: Deque[Entry] = deque()  # what on_open sends
         self._first_bytes = 0  # ... and its size
-        self._waiting: Deque[Ticket] = deque()  # senders that wait for room, oldest first
+        self._waiting: List[Ticket] = []  # senders that wait for room, oldest first
         self._refusal: Optional[str] = None  # why nothing is accepted any more
         self._open = False  # a connection takes frames
         self._gated = True  # ... but from the queue only once on_open has returned
-        self._pongs: Deque[bytes] = deque(maxlen=_PONGS)  # owed, oldest first
-        self._pings: Deque[Ping] = deque()  # asked for, not yet written
-        self._awaited: Deque[Ping] = deque()  # written, not yet answered
+        self._pongs: List[bytes] = []  # owed, oldest first
+        self._pings: List[Ping] = []  # asked for, not yet written
+        self._awaited: List[Ping] = []  # written, not yet answered
         self._close: Optional[bytes] = None
         self._close_now = False  # the close frame does not wait for the queue
         self.close_taken = False
@@ -352,6 +352,7 @@ class Outbox:
             if stalled:
                 self._pongs.clear()
             self._pongs.append(payload)
+            del self._pongs[:-_PONGS]
             self._update()
 
     def keepalive_ping(self, payload: bytes) -> None:
@@ -370,7 +371,7 @@ class Outbox:
             if all(ping.payload != payload for ping in self._awaited):
                 return None
             while True:
-                ping = self._awaited.popleft()
+                ping = self._awaited.pop(0)
                 ping.latency = now - (now if ping.sent_at is None else ping.sent_at)
                 if ping.payload == payload:
                     self._ring()
@@ -441,7 +442,7 @@ class Outbox:
         frames += [Entry(OP_PONG, payload, None) for payload in self._pongs]
         self._pongs.clear()
         while self._pings:
-            ping = self._pings.popleft()
+            ping = self._pings.pop(0)
             ping.sent_at = now
             self._awaited.append(ping)
             if len(self._awaited) > _AWAITED:

@@ -14,6 +14,9 @@ from .errors import CallableFailed, ConnectError, HandshakeError, ProxyError
 _RETRIED_CODES = frozenset({1001, 1005, 1006, 1011, 1012, 1013, 1014})
 
 
+_RANDOM = random.SystemRandom()
+
+
 @dataclass(frozen=True)
 class Reconnect:
     """How a lost connection comes back: exponential back-off with full jitter.
@@ -43,8 +46,8 @@ class Reconnect:
     should_retry: Optional[Callable[[Optional[BaseException], Optional[int]], Optional[bool]]] = (
         None
     )
-    # By default one without a state, which forked processes would share.
-    rng: random.Random = field(default_factory=random.SystemRandom, repr=False, compare=False)
+    # By default one without a state, which forked processes would share; one for all of them.
+    rng: random.Random = field(default=_RANDOM, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("delay", "max_delay", "min_uptime", "max_retry_after"):

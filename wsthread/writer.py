@@ -69,7 +69,7 @@ class FrameWriter:
         if deflater is not None:
             self._largest = min(self._largest, deflater.threshold - 1)
         # What is to be logged: noted under the lock, logged without it.
-        self._notes: Deque[str] = deque()
+        self._notes: List[str] = []
         self._last = 0.0  # any thread's, without a lock: when a sender was here
         # All are the transport's lock's.
         self._begun: Deque[Entry] = deque()  # in the out-buffer, and not yet reported
@@ -248,7 +248,7 @@ class FrameWriter:
     def _log(self) -> None:
         with contextlib.suppress(IndexError):  # another thread takes them as well
             while True:
-                frame_logger.debug("%s: sent %s", self._label, self._notes.popleft())
+                frame_logger.debug("%s: sent %s", self._label, self._notes.pop(0))
 
     def close_sent(self) -> bool:
         """Whether the close frame is with the kernel."""
