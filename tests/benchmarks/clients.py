@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import os
+import queue
 import socket
 import ssl
 import threading
@@ -22,9 +24,11 @@ from .messages import (
     STAMP,
     TEXT,
     Checker,
+    apply_mask,
     as_bytes,
     block,
     expected_verdict,
+    header,
     masked,
     stream,
     stream_size,
@@ -226,6 +230,109 @@ class Raw(Blocking):
         messages = block(kind, size)
         check(last, as_bytes(messages[(count - 1) % len(messages)])[-STAMP:])
         return taken
+
+
+class Bare(Raw):
+    """The least that Python can do for it: no checks, no states, no limits, nothing shared.
+
+    It masks what it sends, with a key of its own for each frame, and makes an object of what it
+    receives. Round trips go through two threads, as with callbacks on a thread of their own; a
+    connection has a thread that is started and joined.
+    """
+
+    def __init__(self) -> None:
+        self._keys: List[bytes] = []
+
+    def prepared(self, message: Any) -> Any:
+        return message
+
+    @contextlib.contextmanager
+    def open(self, server: Server, url: str) -> Iterator[RawPeer]:
+        with super().open(server, url) as peer:
+            peer.send = self.sender(peer, TEXT)
+            yield peer
+
+    def sender(self, peer: Any, kind: str) -> Callable[[Any], Any]:
+        sendall, first = peer.sock.sendall, 0x82 if kind == BINARY else 0x81
+        keys = self._keys
+
+        def send(message: Any) -> None:
+            payload = message if kind == BINARY else message.encode()
+            try:
+                key = keys.pop()
+            except IndexError:
+                data = os.urandom(4096)
+                keys.extend(data[i : i + 4] for i in range(0, 4096, 4))
+                key = keys.pop()
+            if len(payload) < 126:
+                head = bytes((first, 0x80 | len(payload)))
+            else:
+                head = header(first, len(payload), 0x80)
+            sendall(head + key + apply_mask(payload, key))
+
+        return send
+
+    def receive(self, server: Server, kind: str, size: int, count: int, tls: bool = False) -> float:
+        """Make an object of every 256 KiB, or of every message where it is longer."""
+        total = stream_size(kind, size, count)
+        buffer = memoryview(bytearray(b"\1" * max(RAW_BUFFER, size)))
+        message: Any = b""
+        have = 0
+        with self.open(server, server.url("receive", kind, size, count, tls=tls)) as peer:
+            recv_into = peer.sock.recv_into
+            gc.collect()
+            started = perf_counter()
+            peer.send("go")
+            while total:
+                got = recv_into(buffer[have:])
+                if not got:
+                    raise EOFError
+                have += got
+                total -= got
+                if have == len(buffer) or not total:
+                    data = buffer[:have]
+                    message = bytes(data) if kind == BINARY else str(data, "utf-8", "replace")
+                    have = 0
+            taken = perf_counter() - started
+        last = block(kind, size)[(count - 1) % len(block(kind, size))]
+        end = message[-STAMP:]
+        check(end, last[-len(end) :])
+        return taken
+
+    def echo(self, server: Server, size: int, count: int) -> float:
+        messages = list(stream(TEXT, size, count))
+        with self.open(server, server.url("echo")) as peer:
+            received: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+            def read() -> None:
+                for _ in messages:
+                    received.put(peer.recv())
+
+            thread = threading.Thread(target=read, daemon=True)
+            thread.start()
+            gc.collect()
+            started = perf_counter()
+            for message in messages:
+                peer.send(message)
+                if received.get(timeout=TIMEOUT) != message:
+                    raise AssertionError("not what was sent")
+            taken = perf_counter() - started
+            thread.join(TIMEOUT)
+        return taken
+
+    def cycles(self, server: Server, size: int, count: int) -> float:
+        message = block(TEXT, size)[0]
+        gc.collect()
+
+        def work(_: int) -> None:
+            with self.open(server, server.url("echo")) as peer:
+                peer.send(message)
+                check(peer.recv(), message)
+
+        started = perf_counter()
+        for _ in range(count):
+            in_threads(1, work)
+        return perf_counter() - started
 
 
 class WebsocketClient(Blocking):

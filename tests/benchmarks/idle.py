@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import select
+import socket
 import sys
 import threading
 import time
@@ -113,6 +115,30 @@ class Threads(Idle):
             client.close()
         for thread in threads:
             thread.join(TIMEOUT)
+
+
+class Sleeper:
+    """A socket, and a thread that waits for it and for being woken."""
+
+    def __init__(self) -> None:
+        self._pairs = [socket.socketpair() for _ in range(2)]
+
+    def run(self) -> None:
+        poll = select.poll()
+        for pair in self._pairs:
+            poll.register(pair[0], select.POLLIN)
+        poll.poll()
+
+    def close(self) -> None:
+        for _, other in self._pairs:
+            other.send(b"x")
+            other.close()
+
+
+class Bare(Threads):
+    def open(self, url: str, keepalive: Optional[float]) -> Any:
+        sleeper = Sleeper()
+        return sleeper, sleeper.run, lambda: None
 
 
 class Websockets(Threads):

@@ -158,13 +158,18 @@ def import_times(rounds: int) -> Result:
 def idle_rows(server: Server, rounds: int, count: int, interval: float) -> List[Result]:
     """Open clients that do nothing. Without keepalive a few seconds tell; with it, one interval."""
     figures: Dict[str, Figures] = {name: {} for name in ("memory", "threads", "off", "on")}
-    names = [n for n in ("wsthread", "websocket-client", "websockets") if CONTENDERS[n].installed()]
-    made = {"wsthread": "Wsthread", "websocket-client": "WebsocketClient"}
+    made = {
+        "wsthread": "Wsthread",
+        "bare": "Bare",
+        "websocket-client": "WebsocketClient",
+        "websockets": "Websockets",
+    }
+    names = [name for name in made if CONTENDERS[name].installed()]
     for _ in range(rounds):
         for name in names:
             for keepalive, seconds in ((None, interval / 4), (interval, interval)):
                 known = CONTENDERS[name]
-                kind = ("idle", made.get(name, "Websockets"))
+                kind = ("idle", made[name])
                 fresh = Contender(known.title, known.module, kind)
                 with worker(fresh) as process:
                     found = process.call(

@@ -103,7 +103,7 @@ def faster(results: List[Result]) -> List[str]:
         for name in PEERS:
             if name in medians:
                 times = best / medians[name] if cost else medians[name] / best
-                if times > 1:
+                if times >= 1.05:
                     ahead.append(f"{title(name)} {times:.2g} times")
         if ahead:
             lines.append(f"{result['name']}: {', '.join(ahead)}")
@@ -125,7 +125,13 @@ def facts(environment: Dict[str, Any]) -> List[str]:
 
 
 PLOTTED = {"receive", "send", "round trips", "TLS"}
-COLOURS = {"wsthread": "#1b6ca8", "inline": "#57a0d2", "plain": "#a8cbe6", "raw": "#444444"}
+COLOURS = {
+    "wsthread": "#1b6ca8",
+    "inline": "#57a0d2",
+    "plain": "#a8cbe6",
+    "raw": "#444444",
+    "bare": "#888888",
+}
 
 
 def plot(results: List[Result], path: Path) -> None:

@@ -38,6 +38,7 @@ CONTENDERS = {
         without=("websockets", "websockets.speedups"),
     ),
     "raw": Contender("raw socket", "socket", ("clients", "Raw")),
+    "bare": Contender("bare Python", "websockets", ("clients", "Bare")),
     "websocket-client": Contender(
         "websocket-client", "websocket", ("clients", "WebsocketClient"), slow=8
     ),
