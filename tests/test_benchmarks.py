@@ -139,6 +139,15 @@ def test_the_page_is_made_of_the_results() -> None:
     assert "old" not in made and made.count("before") == len(page.SECTIONS)
     assert "missed" in made and "0.5" in made
     assert page.page(made, made_up()) == made
+    empty = text.replace("\nold\n", "")
+    assert page.page(empty, made_up()) == made
+    with pytest.raises(ValueError, match="place"):
+        page.page(text.replace("end of", "no"), made_up())
+
+
+def test_the_page_in_the_docs_is_made_of_the_results_beside_it() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.page(text, page.kept()) == text
 
 
 def test_a_ratio_is_of_the_medians() -> None:

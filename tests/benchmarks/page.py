@@ -69,10 +69,12 @@ SECTIONS: Dict[str, Callable[[Measured], str]] = {
 def page(text: str, measured: Measured) -> str:
     """The page's text with the sections of these results."""
     for name, section in SECTIONS.items():
-        begin, end = f".. begin of {name}\n\n", f"\n\n.. end of {name}\n"
-        head, _, rest = text.partition(begin)
-        _, _, tail = rest.partition(end)
-        text = head + begin + section(measured) + end + tail
+        begin, end = f".. begin of {name}\n", f".. end of {name}\n"
+        head, found, rest = text.partition(begin)
+        _, found_too, tail = rest.partition(end)
+        if not (found and found_too):
+            raise ValueError(f"the page has no place for {name}")
+        text = f"{head}{begin}\n{section(measured)}\n\n{end}{tail}"
     return text
 
 
