@@ -209,18 +209,18 @@ class Session:
         told = "on_sent" in self.overridden
         try:
             done = writer.write_now(opcode, payload, message, told)
-            if done is None:
-                if self.closing or not self.outbox.offer(Entry(opcode, payload, message)):
-                    return False
-            elif not done:
+            accepted = done is not None
+            if done is False:
                 self.waker.wake()
+            elif done is None and not self.closing:
+                accepted = self.outbox.offer(Entry(opcode, payload, message))
         except BaseException:  # Ctrl-C: the reader mends what was left half done
             self.interrupted = True
             self.waker.wake()
             raise
-        if told or self.outbox.ready:  # somebody may have met the lock held
+        if told or self.outbox.ready:  # somebody may have met the lock held, also in vain
             self.pump()
-        return True
+        return accepted
 
     def send(
         self, entries: List[Entry], first: bool, may_wait: bool, deadline: Optional[float]
