@@ -174,7 +174,7 @@ def bars(axis: Any, result: Result) -> None:
     colours = [COLOURS.get(name, "#c9a66b") for name in names]
     axis.barh([title(name) for name in names], medians, xerr=ranges, color=colours, ecolor="#888")
     better = "less is better" if result["unit"].startswith("us") else "more is better"
-    axis.set_title(f"{result['name']}: {result['unit']} ({better})", fontsize=9)
+    axis.set_title(f"{result['name']}: {result['unit']} ({better})", fontsize=8)
     axis.tick_params(labelsize=8)
     # The raw socket does not parse: where it is far ahead, a linear scale shows nothing else.
     if max(medians) > 30 * min(medians):
