@@ -13,6 +13,7 @@ from .errors import CloseCode, ConnectionClosed, WebSocketError, describe_close,
 from .frames import Close, FrameParser, Ping, Pong, describe_item, encode_close
 from .keepalive import Keepalive
 from .mailbox import Gate
+from .memory import keep_warm
 from .outbox import Entry
 from .state import ConnectionState, Event
 from .transport import HANGUP, READ, WRITE, Transport
@@ -223,6 +224,7 @@ class Connection:
         room = self._room()
         items = parser.parse(data, room)
         if items:
+            keep_warm(parser.size)
             if frame_logger.isEnabledFor(logging.DEBUG):
                 for item in items:
                     frame_logger.debug("%s: received %s", self._session.label, describe_item(item))

@@ -23,7 +23,7 @@ WRITE = 4
 HANGUP = 16
 
 _RECEIVE = 65536
-_RECEIVE_MOST = 1 << 18
+_RECEIVE_MOST = 1 << 20
 #: Frames below so many bytes are copied once more: that costs less than two buffers.
 _COPIED = 16384
 _LONGEST_POLL = 2_000_000.0  # seconds; poll takes 2 ** 31 milliseconds
