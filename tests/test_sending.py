@@ -612,11 +612,36 @@ def test_promise_9_nobody_overtakes_who_waits_for_room_that_both_would_need() ->
 def test_promise_9_where_there_is_room_for_all_nobody_waits_for_who_has_not_woken_yet() -> None:
     queue, taken = full_queue()
     queue._waiting.append(outbox.Ticket(4, 60))  # a sender that sleeps on
-    queue.done(taken[:5])
+    queue.done(taken[:6])
     queue.admit(entries(1), False, True, time.monotonic())
+    assert queue.offer(*entries(1))
+    assert not queue.offer(*entries(1))
     with pytest.raises(wsthread.SendTimeout):
         queue.admit(entries(1), False, True, time.monotonic())
     assert queue.pending == 6
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="counts what the system calls a switch")
+def test_promise_9_threads_that_send_at_once_do_not_change_places_for_every_message() -> None:
+    import resource  # noqa: PLC0415 - Windows has none
+
+    each, count = 5000, 8
+    queue = outbox.Outbox(QueueLimit(messages=each * count), ClientStats())
+    queue.opened(gated=False)
+    ready = [entries(each) for _ in range(count)]
+    barrier = threading.Barrier(count)
+
+    def send(batch: List[outbox.Entry]) -> None:
+        barrier.wait(SOON)
+        assert all(map(queue.offer, batch))
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+    with switching(1e-4):
+        for sender in [Background(send, batch) for batch in ready]:
+            sender.result()
+    assert queue.pending == each * count
+    switches = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before
+    assert switches < each * count / 10
 
 
 def test_promise_9_a_sender_that_waits_for_an_empty_queue_is_not_starved() -> None:

@@ -121,17 +121,33 @@ class Outbox:
 
     def offer(self, entry: Entry) -> bool:
         """Accept one message where nothing is against it; False: `admit` has to judge it."""
-        with self.lock:
-            pending, size = self.pending + 1, self.bytes + entry.size
-            if self._waiting or pending > self._limit.messages or size > self._limit.bytes:
-                return False
-            if self._gated or not self._open or self.close_taken or self._refusal is not None:
-                return False
-            entry.counted = True
-            self._queue.append(entry)
-            self._count(pending, size)
-            self.ready, self.free = True, False
-            return True
+        if threading.current_thread() is threading.main_thread():
+            with self.lock:  # Ctrl-C does not come before its block begins
+                return self._offer(entry)
+        # Not `with`: threads that stand in line for a lock get it before they get the GIL, and
+        # hold it until then. Two that send without pause would change places for every message.
+        while not self.lock.acquire(False):
+            time.sleep(0)
+        try:
+            return self._offer(entry)
+        finally:
+            self.lock.release()
+
+    def _offer(self, entry: Entry) -> bool:
+        pending, size = self.pending + 1, self.bytes + entry.size
+        before = after = 0
+        for ticket in self._waiting:
+            before += ticket.count
+            after += ticket.size
+        if pending + before > self._limit.messages or size + after > self._limit.bytes:
+            return False
+        if self._gated or not self._open or self.close_taken or self._refusal is not None:
+            return False
+        entry.counted = True
+        self._queue.append(entry)
+        self._count(pending, size)
+        self.ready, self.free = True, False
+        return True
 
     def admit(
         self,
