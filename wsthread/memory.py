@@ -7,6 +7,7 @@ from __future__ import annotations
 #: received and forgotten then cost a page fault for each page: more than reading and decoding.
 _TIMES = 8
 _LEAST = 1 << 16  # for less nothing is given back
+_READ = 1 << 20  # what a busy reader reads at a time
 _MOST = 31 << 20  # of the end of a larger block glibc takes no notice
 
 _kept = _LEAST  # any thread's, without a lock: at worst a size is done twice
@@ -21,4 +22,4 @@ def keep_warm(size: int) -> None:
     global _kept
     if size > _kept:
         _kept = size
-        bytes(min(_TIMES * size, _MOST))
+        bytes(min(_TIMES * max(size, _READ), _MOST))

@@ -24,6 +24,7 @@ HANGUP = 16
 
 _RECEIVE = 65536
 _RECEIVE_MOST = 1 << 20
+_DECRYPT_MOST = 1 << 18  # OpenSSL keeps a buffer of that size as long as the connection lives
 #: Frames below so many bytes are copied once more: that costs less than two buffers.
 _COPIED = 16384
 _LONGEST_POLL = 2_000_000.0  # seconds; poll takes 2 ** 31 milliseconds
@@ -272,6 +273,7 @@ class Transport:
         "__weakref__",
         "_filters",
         "_gathers",
+        "_most",
         "_size",
         "closed",
         "decrypting",
@@ -296,7 +298,8 @@ class Transport:
         self.out: Deque[memoryview] = deque()  # the lock's: what the kernel has not yet taken
         self.queued = 0  # the lock's: bytes ever put into the out-buffer
         self.written = 0  # the lock's: bytes ever taken by the kernel
-        self._size = _RECEIVE  # the reader's: how much to read at a time
+        self._size = _RECEIVE  # the reader's: how much to read at a time ...
+        self._most = _RECEIVE_MOST  # ... and at most; fixed once open
         self.received = 0  # the reader's: bytes ever read from the network, TLS's own included
 
     def fileno(self) -> int:
@@ -315,6 +318,7 @@ class Transport:
     def add_tls(self, context: ssl.SSLContext, server_hostname: Optional[str]) -> None:
         """Put a TLS layer over what there is; `handshake` then brings it up."""
         self._filters.append(TLSFilter(context, server_hostname))
+        self._most = _DECRYPT_MOST
 
     def handshake(self) -> bool:
         """Go on with the newest layer's handshake; return whether it is complete.
@@ -368,15 +372,13 @@ class Transport:
 
         Raises OSError (ssl.SSLError is one) when the connection broke.
         """
-        if not self._filters:
-            if size is not None:
-                return self._recv(size)
-            data = self._recv(self._size)
-            if data is not None:
-                self._adapt(len(data))
-            return data
         ended = self.ended
-        data = None if ended else self._recv(size or _RECEIVE)
+        data = None if ended else self._recv(size or self._size)
+        if size is None and data is not None:
+            # Much at a time where the network has much: it saves waits and hand-overs.
+            self._size = self._most if len(data) >= _RECEIVE else _RECEIVE
+        if not self._filters:
+            return data
         if data is None and not ended and not self._filters[-1].incoming.pending:
             return None  # otherwise: what came in one piece with the end of the handshake
         self.decrypting = True
@@ -389,13 +391,6 @@ class Transport:
         finally:
             self.decrypting = False
         return data
-
-    def _adapt(self, size: int) -> None:
-        """Read more at a time where the network has more, and less where it has not."""
-        if size == self._size:
-            self._size = min(2 * size, _RECEIVE_MOST)
-        elif size < self._size >> 2 and self._size > _RECEIVE:
-            self._size >>= 1
 
     def _owed(self) -> None:
         """Queue what the TLS layers themselves have to say. Needs the lock."""
