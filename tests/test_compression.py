@@ -26,6 +26,7 @@ from tests.support import (
     Certificates,
     RawConnection,
     RawServer,
+    close_frame,
     frame,
     raw_process,
 )
@@ -359,7 +360,12 @@ if sys.argv[2] == "on_fragment":
     def on_fragment(self, client, data, opcode, final):
         pass
     Delegate.on_fragment = on_fragment
-client = wsthread.WebSocketClient(sys.argv[1], Delegate(), reconnect=False)
+options = {}
+if sys.argv[2] == "inline":
+    options["dispatcher"] = wsthread.InlineDispatcher()
+elif sys.argv[2] == "drop_newest":
+    options["receive_queue"] = wsthread.QueueLimit(overflow="drop_newest")
+client = wsthread.WebSocketClient(sys.argv[1], Delegate(), reconnect=False, **options)
 client.connect()
 before = resident()
 client.send("now")
@@ -414,6 +420,35 @@ def test_a_bomb_ends_in_1009_and_costs_no_more_than_a_message_may(way: str) -> N
     assert codes == [1009]
     assert (errors, closed, messages) == (["MessageTooBig"], [1009], [])
     assert grown < (16 + 20) * MIB  # the default of max_message_size, and 20
+
+
+@pytest.mark.unmeasured
+@pytest.mark.parametrize("way", ["default", "inline", "drop_newest", "on_fragment"])
+def test_many_bombs_in_one_read_cost_no_more_than_the_receive_queue(way: str) -> None:
+    message = (repeatable(bytes(MIB)) * 8)[:-4]
+    frames = frame(BINARY, message, True, RSV1) * 64
+    assert len(frames) < MIB, "1 MB that inflates to 512 MB"
+
+    def script(connection: RawConnection) -> None:
+        connection.upgrade(headers=answer(NAME))
+        assert connection.read_frame() == (TEXT, b"now")
+        connection.sock.sendall(frames + close_frame())
+        with contextlib.suppress(EOFError, OSError):
+            connection.read_to_end()
+
+    with RawServer(script) as server:
+        done = subprocess.run(
+            [sys.executable, "-c", BOMBED, server.url, way],
+            capture_output=True,
+            timeout=SOON * 3,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr.decode()
+    grown, errors, closed, messages = json.loads(done.stdout)
+    assert (errors, closed) == ([], [1000])
+    if way in ("default", "inline"):
+        assert messages == [8 * MIB] * 64
+    assert grown < 100 * MIB
 
 
 # What the peer must not send.

@@ -16,7 +16,16 @@ from typing import Any, Callable, Iterator, List, Optional
 import pytest
 
 import wsthread
-from tests.support import SOON, RawConnection, RawServer, echo_server, frame
+from tests.support import (
+    SOON,
+    RawConnection,
+    RawServer,
+    echo_server,
+    frame,
+    narrow,
+    opened,
+    peer,
+)
 from wsthread.dispatch import JoinableThread
 from wsthread.testing import RecordingDelegate
 
@@ -612,6 +621,34 @@ def test_inline_on_sent_of_other_threads_comes_at_once(url: str) -> None:
             client.send("x")
             recorder.wait_for("sent", count=count, timeout=2)
         assert client.disconnect()
+
+
+@pytest.mark.parametrize("limit", [1, 10, 1000])
+def test_promise_08_more_in_one_read_than_the_receive_queue_takes_all_comes(
+    rig: Rig, limit: int
+) -> None:
+    numbers = [str(number) for number in range(2000)]
+    recorder = RecordingDelegate()
+    with peer() as raw:
+        queue = wsthread.QueueLimit(messages=limit)
+        with opened(raw.url, recorder, dispatcher=rig.dispatcher, receive_queue=queue):
+            connection = raw.accept()
+            connection.sock.sendall(b"".join(frame(1, number.encode()) for number in numbers))
+            recorder.wait_for("message", count=len(numbers))
+    assert [event[1] for event in recorder.of("message")] == numbers
+
+
+def test_inline_what_the_reader_has_sent_is_told_at_once() -> None:
+    recorder = RecordingDelegate()
+    with peer(receive_buffer=4096) as raw:
+        inline = wsthread.InlineDispatcher()
+        with opened(raw.url, recorder, dispatcher=inline, ping_interval=None) as client:
+            connection = raw.accept()
+            narrow(client)
+            client.send(b"x" * 1_000_000)  # more than the kernel takes: the reader goes on with it
+            assert not recorder.of("sent")
+            connection.read_frame()
+            recorder.wait_for("sent")
 
 
 def test_inline_blocked_callback_disconnect_is_false_and_seals(url: str) -> None:

@@ -104,7 +104,11 @@ def deflate(data: bytes) -> bytes:
 
 
 def parse_all(
-    parser: FrameParser, stream: bytes, cuts: Tuple[int, ...] = (), limit: int = 1 << 60
+    parser: FrameParser,
+    stream: bytes,
+    cuts: Tuple[int, ...] = (),
+    limit: int = 1 << 60,
+    most: int = 1 << 60,
 ) -> Tuple[List[Any], int]:
     """Feed a stream cut into reads; return all items and the sum of `size`."""
     items: List[Any] = []
@@ -113,7 +117,7 @@ def parse_all(
     for begin, end in zip(edges, edges[1:]):
         data = stream[begin:end]
         while True:
-            got = parser.parse(data, limit)
+            got = parser.parse(data, limit, most)
             controls = [item for item in got if isinstance(item, (Ping, Pong, Close))]
             assert len(got) - len(controls) <= limit
             assert parser.plain == all(type(item) in (str, bytes) for item in got)
@@ -246,12 +250,12 @@ limits = st.one_of(st.integers(1, 3), st.sampled_from([20, 300, 1 << 60]))
 
 
 @settings(max_examples=200, deadline=None)
-@given(streams(), cut_lists, limits)
+@given(streams(), cut_lists, limits, limits)
 def test_a_valid_stream_gives_its_items_however_it_is_cut(
-    stream: Tuple[bytes, List[Any]], cuts: Tuple[int, ...], limit: int
+    stream: Tuple[bytes, List[Any]], cuts: Tuple[int, ...], limit: int, most: int
 ) -> None:
     parser = FrameParser(MAXIMUM, inflater=ZlibInflater())
-    items, size = parse_all(parser, stream[0], cuts, limit)
+    items, size = parse_all(parser, stream[0], cuts, limit, most)
     assert items == stream[1]
     assert parser.error is None
     assert parser.partial == 0
@@ -260,12 +264,12 @@ def test_a_valid_stream_gives_its_items_however_it_is_cut(
 
 
 @settings(max_examples=200, deadline=None)
-@given(streams(), cut_lists, limits)
+@given(streams(), cut_lists, limits, limits)
 def test_the_fragments_of_a_valid_stream_join_to_its_messages(
-    stream: Tuple[bytes, List[Any]], cuts: Tuple[int, ...], limit: int
+    stream: Tuple[bytes, List[Any]], cuts: Tuple[int, ...], limit: int, most: int
 ) -> None:
     parser = FrameParser(MAXIMUM, fragments=True, inflater=ZlibInflater())
-    items, size = parse_all(parser, stream[0], cuts, limit)
+    items, size = parse_all(parser, stream[0], cuts, limit, most)
     assert parser.error is None
     whole = FrameParser(MAXIMUM, fragments=True, inflater=ZlibInflater())
     assert parse_all(whole, stream[0]) == (items, size)
@@ -283,12 +287,13 @@ def test_the_fragments_of_a_valid_stream_join_to_its_messages(
 
 
 @settings(max_examples=300, deadline=None)
-@given(streams(), st.data(), cut_lists, limits, st.booleans())
+@given(streams(), st.data(), cut_lists, limits, limits, st.booleans())
 def test_a_damaged_stream_fails_alike_however_it_is_cut(
     stream: Tuple[bytes, List[Any]],
     data: Any,
     cuts: Tuple[int, ...],
     limit: int,
+    most: int,
     fragments: bool,
 ) -> None:
     damaged = bytearray(stream[0][:2000])
@@ -298,7 +303,7 @@ def test_a_damaged_stream_fails_alike_however_it_is_cut(
     # Without an inflater: how far one gets before it meets garbage is not the parser's matter.
     one = FrameParser(MAXIMUM, fragments=fragments)
     other = FrameParser(MAXIMUM, fragments=fragments)
-    assert parse_all(one, bytes(damaged)) == parse_all(other, bytes(damaged), cuts, limit)
+    assert parse_all(one, bytes(damaged)) == parse_all(other, bytes(damaged), cuts, limit, most)
     assert repr(one.error) == repr(other.error)
     assert one.partial == other.partial
 
@@ -743,6 +748,30 @@ def test_limit_counts_long_fragmented_and_compressed_messages() -> None:
     assert parser.pending
     assert parser.parse(b"", 1) == [b"zip"]
     assert not parser.pending
+
+
+@pytest.mark.parametrize("size", [1, 20, 200, 70_000])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_limit_of_bytes_stops_behind_the_message_that_comes_to_it(
+    size: int, compressed: bool
+) -> None:
+    messages = [bytes((i,)) * size for i in range(100)]
+    stream = b"".join(
+        frame(OP_BINARY, deflate(m) if compressed else m, rsv=4 * compressed) for m in messages
+    )
+    parser = FrameParser(None, inflater=ZlibInflater())
+    assert parser.parse(stream[:-1]) == messages[:-1]
+    average = parser.size / 99
+    for wanted in (1, 17, 50):
+        parser = FrameParser(None, inflater=ZlibInflater())
+        most = int(average * wanted) - 1
+        got = parser.parse(stream, most=most)
+        assert got == messages[:wanted]
+        assert parser.size >= most
+        assert parser.pending
+        while parser.pending:
+            got += parser.parse(b"", most=most)
+        assert got == messages
 
 
 def test_the_limit_may_stop_before_an_unfinished_frame() -> None:

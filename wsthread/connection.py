@@ -80,9 +80,10 @@ class Connection:
 
         `error` then tells what was wrong, if anything was.
         """
-        if self.parser.pending and not self._session.ending():
-            # Read before the end, and held back by a full receive queue: it is not lost.
-            self._deliver_rest()
+        if not self._session.ending():
+            while self.parser.pending:
+                # Read before the end, and held back by a full receive queue: it is not lost.
+                self._parse(b"", _UNLIMITED, self._session.settings.receive_queue.bytes)
         transport = self.transport
         transport.close(reset=transport.stalled or self._session.abort_request)
         self.error = self.error or self._broken_by
@@ -220,23 +221,38 @@ class Connection:
         self._session.known.stats.bytes_received += len(data)
         if self.error is not None or self._broken_by is not None:
             return  # the connection has failed; only its end is waited for
-        parser = self.parser
-        room = self._room()
-        items = parser.parse(data, room)
-        if items:
-            keep_warm(parser.size)
-            if frame_logger.isEnabledFor(logging.DEBUG):
-                for item in items:
-                    frame_logger.debug("%s: received %s", self._session.label, describe_item(item))
-            if parser.plain:
-                self._deliver(items, parser.size)
-            else:
-                self._sort(items, parser.size)
+        parser, mailbox = self.parser, self._session.mailbox
+        most = self._session.settings.receive_queue.bytes
+        if self._blocking():
+            room = mailbox.room(self._session.waker)
+            came = self._parse(data, room, max(1, most - mailbox.bytes))
+            full = parser.pending or (came and not self._room())
+        else:
+            full = False
+            self._parse(data, _UNLIMITED, most)
+            while parser.pending:  # what was inflated in one go is bounded all the same
+                self._parse(b"", _UNLIMITED, most)
         if parser.error is not None:
             self._broken_by = parser.error
             self._fail_at = time.monotonic() + _LAST_WORDS
-        elif parser.pending or (room < _UNLIMITED and items and not self._room()):
+        elif full:
             self._pause()
+
+    def _parse(self, data: bytes, room: int, most: int) -> bool:
+        """Parse and deliver what came; return whether it was something whole."""
+        parser = self.parser
+        items = parser.parse(data, room, most)
+        if not items:
+            return False
+        keep_warm(parser.size)
+        if frame_logger.isEnabledFor(logging.DEBUG):
+            for item in items:
+                frame_logger.debug("%s: received %s", self._session.label, describe_item(item))
+        if parser.plain:
+            self._deliver(items, parser.size)
+        else:
+            self._sort(items, parser.size)
+        return True
 
     def _blocking(self) -> bool:
         """Whether a full receive queue stops reading now; while closing it does not."""
@@ -381,10 +397,6 @@ class Connection:
         error = self.writer.error or self.transport.pending_error()
         if error is not None:
             self._broken(error)
-
-    def _deliver_rest(self) -> None:
-        items = self.parser.parse(b"", _UNLIMITED)
-        self._sort(items, self.parser.size)
 
     def _close_code(self) -> Tuple[int, str]:
         """Return code and reason (RFC 6455 7.1.5, 7.1.6), and settle `_error`."""

@@ -27,8 +27,9 @@ _TAIL = _EMPTY_BLOCK[1:]
 _PROBE = _TAIL + _EMPTY_BLOCK * 60
 
 #: zlib copies the input it has not used yet when the output has no room, or a final block comes
-#: early. Small slices keep these copies small, and small pieces what is inflated in vain.
-_SLICE = 8192
+#: early. Slices limit these copies: small ones, once final blocks come, of which there may be
+#: one every few bytes. Pieces limit what is inflated in vain.
+_SLICE, _SLICE_OF_FINAL = 1 << 18, 1 << 13
 _PIECE = 1 << 20
 #: What is compressed in a step, about a millisecond long.
 _STEP = 1 << 16
@@ -235,42 +236,36 @@ class Inflater:
         that ends within a block, raises ProtocolError with code 1007. It must be run to its end
         or to an error; what a processor's cache holds is best used piece by piece.
         """
+        view: Union[bytes, memoryview] = data if len(data) <= _SLICE else memoryview(data)
+        start, size, room = 0, _SLICE, max_length
         try:
-            if len(data) <= _SLICE:
-                yield from self._feed(data, max_length)
-            else:
-                with memoryview(data) as view:
-                    for start in range(0, len(data), _SLICE):
-                        for piece in self._feed(view[start : start + _SLICE], max_length):
-                            max_length -= len(piece)
-                            yield piece
+            while start < len(view):
+                feed = view[start : start + size]
+                start += len(feed)
+                full = True  # then zlib may hold back output
+                while feed or full:
+                    decoder = self._decoder
+                    if decoder is None:
+                        decoder = zlib.decompressobj(-self._agreement.server_max_window_bits)
+                        self._decoder = decoder
+                    limit = room + 1 if room < _PIECE else _PIECE
+                    piece = decoder.decompress(feed, limit)
+                    room -= len(piece)
+                    if room < 0:
+                        raise MessageTooBig("the message inflates to more than is allowed")
+                    yield piece
+                    if decoder.eof:
+                        # A block with BFINAL (7.2.3.4) ends a DEFLATE stream, not the message:
+                        # what follows is a new stream with an empty window.
+                        start -= len(decoder.unused_data)
+                        size = _SLICE_OF_FINAL
+                        self._decoder = None
+                        break
+                    feed, full = decoder.unconsumed_tail, len(piece) == limit
             if final:
                 self._end()
         except zlib.error as error:
             raise _undecodable(str(error)) from None
-
-    def _feed(self, data: Union[bytes, memoryview], room: int) -> Iterator[bytes]:
-        """Inflate one slice, piece by piece, to `room` bytes at most."""
-        while True:
-            decoder = self._decoder
-            if decoder is None:
-                decoder = zlib.decompressobj(-self._agreement.server_max_window_bits)
-                self._decoder = decoder
-            limit = room + 1 if room < _PIECE else _PIECE
-            part = decoder.decompress(data, limit)
-            room -= len(part)
-            if room < 0:
-                raise MessageTooBig("the message inflates to more than is allowed")
-            yield part
-            if decoder.eof:
-                # A block with BFINAL (7.2.3.4) ends a DEFLATE stream, not the message: what
-                # follows is a new stream with an empty window.
-                data = decoder.unused_data
-                self._decoder = None
-            else:
-                data = decoder.unconsumed_tail
-            if not data and len(part) < limit:  # else zlib may hold back output
-                return
 
     def _end(self) -> None:
         # No stream here: the last block had BFINAL, and the empty one behind it is missing.

@@ -107,6 +107,7 @@ class FrameParser:
         "_inflater",
         "_left",
         "_maximum",
+        "_most",
         "_offset",
         "_opcode",
         "_parts",
@@ -141,7 +142,8 @@ class FrameParser:
         self._inflater = inflater
         self._buffer = b""  # received, not parsed yet ...
         self._offset = 0  # ... from here on
-        self._budget = 0  # data items that this call may still return
+        self._budget = 0  # data items that this call may still return ...
+        self._most = 0  # ... and what `size` has to stay below for one more
         self._closed = False  # a close frame was seen: nothing after it counts (5.5.1)
 
         # The message in progress.
@@ -156,16 +158,17 @@ class FrameParser:
         self._left = 0  # its payload bytes still to come
         self._final = False  # it is the message's last
 
-    def parse(self, data: bytes, limit: int = _UNLIMITED) -> List[Item]:
+    def parse(self, data: bytes, limit: int = _UNLIMITED, most: int = _UNLIMITED) -> List[Item]:
         """Take the next bytes of the stream; return what they complete, in order.
 
-        At most `limit` messages (or fragments) are returned; where that stops it, `pending` is
-        true, and `parse(b"", limit)` goes on at no cost for what waits. Never raises for what
-        the peer sent: `error` is set, and what came before the error is returned. After an
-        error or a close frame everything is ignored.
+        At most `limit` messages (or fragments) are returned, and no more once their `size` comes
+        to `most`; where that stops it, `pending` is true, and `parse(b"", ...)` goes on at no
+        cost for what waits. Never raises for what the peer sent: `error` is set, and what came
+        before the error is returned. After an error or a close frame everything is ignored.
         """
         items: List[Item] = []
-        self.plain, self.pending, self.size, self._budget = True, False, 0, limit
+        self.plain, self.pending, self.size = True, False, 0
+        self._budget, self._most = limit, most
         if self._closed or self.error is not None:
             return items
         position = 0
@@ -195,7 +198,7 @@ class FrameParser:
         """Parse from `position`; return where the first frame begins that is not all there."""
         end = len(data)
         while position < end and not self._closed:
-            if self._budget <= 0:
+            if self._budget <= 0 or self.size >= self._most:
                 self.pending = True
                 break
             if self._left:
@@ -205,7 +208,7 @@ class FrameParser:
                 while (stop := self._parse_run(data, position, items)) > position:
                     position = stop
                 position = self._parse_plain(data, position, items)
-                if position == end or self._budget <= 0:
+                if position == end or self._budget <= 0 or self.size >= self._most:
                     continue
             begin, position = position, self._parse_frame(data, position, items)
             if position == begin:
@@ -224,7 +227,8 @@ class FrameParser:
         append = items.append
         inflate = None if self._inflater is None else self._inflater.inflate
         short, maximum = self._short, self._maximum
-        end = len(data)
+        most = self._most - self.size
+        end = min(len(data), position + most)
         last = end - 1
         try:
             for _ in range(self._budget):
@@ -253,6 +257,9 @@ class FrameParser:
                     append(payload.decode() if first == 0xC1 else payload)
                     if len(payload) > stop - position:
                         gained += len(payload) - (stop - position)
+                    if stop - begin + gained >= most:
+                        position = stop
+                        break
                 else:
                     break
                 position = stop
@@ -268,11 +275,12 @@ class FrameParser:
         at in vain is bounded: a peer cannot make that dear by breaking off its runs.
         """
         count = min(self._budget, _RUNS)
-        if len(data) - position < _RUN * 2 or count < _RUN:
+        available = min(len(data) - position, self._most - self.size)
+        if available < _RUN * 2 or count < _RUN:
             return position
         first, length = data[position], data[position + 1]
         size = 2 + length
-        count = min(count, (len(data) - position) // size)
+        count = min(count, available // size)
         if count < _RUN or length > self._short or first not in (0x81, 0x82):
             return position
         stop = position + count * size

@@ -597,6 +597,10 @@ class Mailbox:
         self.inline = self.inline_thread = self._starved = None
         self.dispatcher.forked()
 
+    def is_due_here(self) -> bool:
+        """Whether callbacks wait that the reader, who asks, has to run."""
+        return self.dispatcher.inline and bool(self._items) and self._running is None
+
     def runs_here(self) -> bool:
         """Whether the calling thread is running a callback of this client."""
         return self._running == threading.get_ident()

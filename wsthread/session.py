@@ -372,7 +372,9 @@ class Session:
                 if connection.over:
                     break
                 poller.watch(descriptor, connection.interest())
-                ready = poller.wait(connection.seconds_left())
+                # What `attend` has brought to callbacks of this thread's does not wait.
+                left = 0.0 if self.mailbox.is_due_here() else connection.seconds_left()
+                ready = poller.wait(left)
                 if ready.get(wake):
                     self.waker.drain()
                 events = ready.get(descriptor, 0)

@@ -34,7 +34,7 @@ import wsthread
 from tests.support import RawConnection, RawServer, frame, in_process
 
 LEVEL, MEMORY_LEVEL, BITS = 6, 5, 15
-SIZES = {1 << 10: 6000, 1 << 14: 600, 1 << 20: 10}  # bytes of a message: messages in a round
+SIZES = {1 << 10: 6000, 1 << 14: 2000, 1 << 20: 40}  # bytes of a message: messages in a round
 TIMEOUT = 120.0
 TAIL = b"\x00\x00\xff\xff"
 RSV1 = 0x40
