@@ -29,6 +29,8 @@ frame_logger = logging.getLogger("wsthread.frames")
 _LAST_WORDS = 0.2
 #: How long a peer that has answered the close may take to close the TCP connection.
 _LINGER = 1.0
+#: Bytes of messages that still go into a full receive queue when the connection ends.
+_REST = 1 << 21
 _UNLIMITED = 1 << 30
 
 
@@ -80,10 +82,10 @@ class Connection:
 
         `error` then tells what was wrong, if anything was.
         """
-        if not self._session.ending():
-            while self.parser.pending:
-                # Read before the end, and held back by a full receive queue: it is not lost.
-                self._parse(b"", _UNLIMITED, self._session.settings.receive_queue.bytes)
+        if self.parser.pending and not self._session.ending():
+            # Read before the end, and held back by a full receive queue: it is not lost, as
+            # long as it is not much more than was read.
+            self._parse(b"", _UNLIMITED, _REST)
         transport = self.transport
         transport.close(reset=transport.stalled or self._session.abort_request)
         self.error = self.error or self._broken_by

@@ -20,11 +20,10 @@ T = TypeVar("T")
 BATCH = 65536
 #: More pings than these are remembered only while somebody waits for their pong.
 _AWAITED = 64
-
-
 #: Pings of one read that are all answered; of more, these many newest.
 _PONGS = 64
-
+#: So often a sender looks whether the lock is free before it waits for it: for a millisecond.
+_LOOKS = 200
 
 OVERHEAD = 14  # bytes of the longest header of a client's frame
 
@@ -121,17 +120,19 @@ class Outbox:
 
     def offer(self, entry: Entry) -> bool:
         """Accept one message where nothing is against it; False: `admit` has to judge it."""
-        if threading.current_thread() is threading.main_thread():
-            with self.lock:  # Ctrl-C does not come before its block begins
-                return self._offer(entry)
-        # Not `with`: threads that stand in line for a lock get it before they get the GIL, and
-        # hold it until then. Two that send without pause would change places for every message.
-        while not self.lock.acquire(False):
+        # Threads that stand in line for a lock get it before they get the GIL, and hold it until
+        # then: two that send without pause would change places for every message. So they look
+        # whether it is free. Not the main thread: Ctrl-C must not come behind `acquire`.
+        is_main = threading.current_thread() is threading.main_thread()
+        for _ in range(0 if is_main else _LOOKS):
+            if self.lock.acquire(False):
+                try:
+                    return self._offer(entry)
+                finally:
+                    self.lock.release()
             time.sleep(0)
-        try:
+        with self.lock:
             return self._offer(entry)
-        finally:
-            self.lock.release()
 
     def _offer(self, entry: Entry) -> bool:
         pending, size = self.pending + 1, self.bytes + entry.size
