@@ -578,7 +578,7 @@ def small_buffer() -> Any:
 
 
 def test_promise_08_back_pressure_loses_nothing(threaded: Rig) -> None:
-    count, flood, recorder = 12000, Flood(12000), Limits()
+    count, flood, recorder = 6000, Flood(6000), Limits()
     with RawServer(flood) as server:
         client = quick(
             server.url, recorder, dispatcher=threaded.dispatcher, receive_queue=TEN,

@@ -223,6 +223,43 @@ def test_promise_14_a_flood_of_pings(listening: bool, overflow: str) -> None:
         assert time.monotonic() - begun < 2
 
 
+def tiny_flood(connection: RawConnection) -> None:
+    """Sends the smallest frames of a kind (the first message tells which), without end."""
+    connection.upgrade()
+    kind = connection.read_frame()[1]
+    if kind == b"fragments":
+        connection.sock.sendall(frame(TEXT, fin=False))
+    batch = {
+        b"pings": frame(PING),
+        b"fragments": frame(0, fin=False),
+        b"messages": frame(TEXT),
+        b"mixed": frame(TEXT) + frame(PING),
+    }[kind] * 100_000
+    with contextlib.suppress(ConnectionError):
+        while True:
+            connection.sock.sendall(batch)
+
+
+class Indifferent(wsthread.WebSocketDelegate):
+    def on_message(self, client: Any, message: Any) -> None: ...
+
+
+@pytest.mark.parametrize("overflow", ["block", "drop_newest"])
+@pytest.mark.parametrize("kind", ["pings", "fragments", "messages", "mixed"])
+def test_promise_04_a_flood_of_tiny_frames_does_not_hold_up_the_end(
+    kind: str, overflow: str
+) -> None:
+    with raw_process(tiny_flood) as url, memory(MEMORY):
+        limit = QueueLimit(overflow=overflow)
+        client = make(url, Indifferent(), receive_queue=limit, close_timeout=0.2)
+        client.connect()
+        client.send(kind)
+        eventually(lambda: client.stats.bytes_received > 2_000_000, SOON * 3)
+        begun = time.monotonic()
+        assert client.disconnect()
+        assert time.monotonic() - begun < 1
+
+
 def test_promise_11_of_a_flood_of_pings_the_newest_is_answered() -> None:
     """Not each (RFC 6455 5.5.3): what a stalled client owes is one pong."""
     count = 50_000

@@ -638,7 +638,7 @@ def test_empty_fragments_do_not_pile_up() -> None:
     tracemalloc.start()
     try:
         for _ in range(4):
-            assert parser.parse(block) == []
+            assert parse_all(parser, block)[0] == []
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -687,7 +687,7 @@ def test_a_message_of_many_fragments_is_joined_once() -> None:
     opcodes = itertools.chain([OP_TEXT], itertools.repeat(OP_CONT))
     stream = b"".join(frame(o, part, fin=False) for o, part in zip(opcodes, parts))
     parser = CountingParser(None)
-    assert parser.parse(stream) == []
+    assert parse_all(parser, stream) == ([], 0)
     assert parser.partial == 250_000
     assert parser.joined <= 250_000  # only to compact
     assert parser.parse(frame(OP_CONT)) == [b"".join(parts).decode()]
@@ -748,6 +748,28 @@ def test_limit_counts_long_fragmented_and_compressed_messages() -> None:
     assert parser.pending
     assert parser.parse(b"", 1) == [b"zip"]
     assert not parser.pending
+
+
+@pytest.mark.parametrize("fragments", [False, True])
+@pytest.mark.parametrize("tiny", [frame(OP_PING), frame(OP_CONT, fin=False)])
+def test_of_tiny_frames_some_thousand_are_parsed_at_a_time(tiny: bytes, fragments: bool) -> None:
+    count = 100_000
+    stream = frame(OP_TEXT, b"a", fin=False) + tiny * count + frame(OP_CONT, b"b")
+    parser = FrameParser(None, fragments=fragments)
+    items, calls, data = [], 0, stream
+    while not calls or parser.pending:
+        got = parser.parse(data)
+        assert len(got) <= 4096
+        items += got
+        calls, data = calls + 1, b""
+    assert calls == (count + 2) // 4096 + 1
+    assert parser.partial == 0
+    data_items = [item for item in items if not isinstance(item, Ping)]
+    if fragments:
+        assert "".join(item.data for item in data_items) == "ab"
+        assert len(items) == count + 2
+    else:
+        assert data_items == ["ab"]
 
 
 @pytest.mark.parametrize("size", [1, 20, 200, 70_000])

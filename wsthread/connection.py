@@ -82,10 +82,12 @@ class Connection:
 
         `error` then tells what was wrong, if anything was.
         """
-        if self.parser.pending and not self._session.ending():
+        rest = 0 if self._session.ending() else _REST
+        while self.parser.pending and rest > 0:
             # Read before the end, and held back by a full receive queue: it is not lost, as
             # long as it is not much more than was read.
-            self._parse(b"", _UNLIMITED, _REST)
+            self._parse(b"", _UNLIMITED, rest)
+            rest -= self.parser.size
         transport = self.transport
         transport.close(reset=transport.stalled or self._session.abort_request)
         self.error = self.error or self._broken_by
@@ -102,6 +104,8 @@ class Connection:
 
     def seconds_left(self) -> Optional[float]:
         """Return the seconds until something is due; None: nothing is."""
+        if self._goes_on():
+            return 0.0
         due = min(self.keepalive.deadline(), self.gate_deadline, self.close_deadline, self._fail_at)
         return None if due == math.inf else due - time.monotonic()
 
@@ -224,20 +228,15 @@ class Connection:
         if self.error is not None or self._broken_by is not None:
             return  # the connection has failed; only its end is waited for
         parser, mailbox = self.parser, self._session.mailbox
-        most = self._session.settings.receive_queue.bytes
+        most, room, full = self._session.settings.receive_queue.bytes, _UNLIMITED, False
         if self._blocking():
-            room = mailbox.room(self._session.waker)
-            came = self._parse(data, room, max(1, most - mailbox.bytes))
-            full = parser.pending or (came and not self._room())
-        else:
-            full = False
-            self._parse(data, _UNLIMITED, most)
-            while parser.pending:  # what was inflated in one go is bounded all the same
-                self._parse(b"", _UNLIMITED, most)
+            room, most = mailbox.room(self._session.waker), max(1, most - mailbox.bytes)
+        if self._parse(data, room, most) and room < _UNLIMITED:
+            full = not self._room()
         if parser.error is not None:
             self._broken_by = parser.error
             self._fail_at = time.monotonic() + _LAST_WORDS
-        elif full:
+        elif (full or parser.pending) and self.error is None:
             self._pause()
 
     def _parse(self, data: bytes, room: int, most: int) -> bool:
@@ -267,17 +266,23 @@ class Connection:
         return self._session.mailbox.room(self._session.waker) if self._blocking() else _UNLIMITED
 
     def _pause(self) -> None:
+        """Read no more until what was read is parsed, and the receive queue has room."""
         if not self.paused:
             self.paused = True
             self.keepalive.suspend()
-            self._session.known.stats.back_pressure_pauses += 1
+            if not self._room():
+                self._session.known.stats.back_pressure_pauses += 1
 
     def _try_resume(self, now: float) -> None:
-        while self.parser.pending and self._room() and not self.over:
+        if self._goes_on():
             self.received(b"")
         if self._room() and not self.parser.pending:
             self.paused = False
             self.keepalive.resume(now)
+
+    def _goes_on(self) -> bool:
+        """Whether there is more to parse, and room for it: a step at a time, to attend between."""
+        return self.paused and self.parser.pending and not self.over and bool(self._room())
 
     def _sort(self, items: List[Any], size: int) -> None:
         """Deal with control frames and messages in the order they came."""

@@ -33,6 +33,7 @@ _MAX_REASON = _MAX_CONTROL - 2
 _COMPACT_AFTER = 1024  # so many loose parts of a message are joined into one
 _RUN, _RUNS = 16, 256  # frames alike that are parsed at once: not fewer, not more
 _KEYS = struct.Struct(256 * "4s")
+_FRAMES = 4096  # control frames, fragments and long messages that are parsed at a time, at most
 _NOT_UTF8 = "text is not valid UTF-8"
 
 Data = Union[bytes, bytearray, memoryview]
@@ -104,6 +105,7 @@ class FrameParser:
         "_decoder",
         "_final",
         "_fragments",
+        "_frames",
         "_inflater",
         "_left",
         "_maximum",
@@ -143,7 +145,8 @@ class FrameParser:
         self._buffer = b""  # received, not parsed yet ...
         self._offset = 0  # ... from here on
         self._budget = 0  # data items that this call may still return ...
-        self._most = 0  # ... and what `size` has to stay below for one more
+        self._most = 0  # ... what `size` has to stay below for one more ...
+        self._frames = 0  # ... and frames that it may still parse one by one
         self._closed = False  # a close frame was seen: nothing after it counts (5.5.1)
 
         # The message in progress.
@@ -162,13 +165,14 @@ class FrameParser:
         """Take the next bytes of the stream; return what they complete, in order.
 
         At most `limit` messages (or fragments) are returned, and no more once their `size` comes
-        to `most`; where that stops it, `pending` is true, and `parse(b"", ...)` goes on at no
-        cost for what waits. Never raises for what the peer sent: `error` is set, and what came
-        before the error is returned. After an error or a close frame everything is ignored.
+        to `most`; of frames other than whole short messages it parses some thousand. Where that
+        stops it, `pending` is true, and `parse(b"", ...)` goes on at no cost for what waits.
+        Never raises for what the peer sent: `error` is set, and what came before the error is
+        returned. After an error or a close frame everything is ignored.
         """
         items: List[Item] = []
         self.plain, self.pending, self.size = True, False, 0
-        self._budget, self._most = limit, most
+        self._budget, self._most, self._frames = limit, most, _FRAMES
         if self._closed or self.error is not None:
             return items
         position = 0
@@ -198,7 +202,7 @@ class FrameParser:
         """Parse from `position`; return where the first frame begins that is not all there."""
         end = len(data)
         while position < end and not self._closed:
-            if self._budget <= 0 or self.size >= self._most:
+            if self._budget <= 0 or self.size >= self._most or self._frames <= 0:
                 self.pending = True
                 break
             if self._left:
@@ -210,6 +214,7 @@ class FrameParser:
                 position = self._parse_plain(data, position, items)
                 if position == end or self._budget <= 0 or self.size >= self._most:
                     continue
+            self._frames -= 1
             begin, position = position, self._parse_frame(data, position, items)
             if position == begin:
                 break
