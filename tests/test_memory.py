@@ -57,3 +57,27 @@ def test_memory_is_kept_for_the_next_message(size: int) -> None:
     pages = size // 4096
     assert faults_of_a_message(size, warm=True) < pages / 10
     assert faults_of_a_message(size, warm=False) > pages / 2
+
+
+SHORT_OF_MEMORY = """
+import resource
+from wsthread.memory import keep_warm
+
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + {mib} * 8, -1))
+try:
+    bytes({mib} * 31)
+except MemoryError:
+    keep_warm({mib} * 16)
+    print("alive")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_who_is_short_of_memory_keeps_none() -> None:
+    program = SHORT_OF_MEMORY.format(mib=MIB)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "alive\n", done.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 #: glibc gives back to the system what is free at the end of a heap once that is more than twice
 #: the largest block it ever gave back by itself (mallopt(3), M_MMAP_THRESHOLD). Messages that are
 #: received and forgotten then cost a page fault for each page: more than reading and decoding.
@@ -22,4 +24,5 @@ def keep_warm(size: int) -> None:
     global _kept
     if size > _kept:
         _kept = size
-        bytes(min(_TIMES * max(size, _READ), _MOST))
+        with contextlib.suppress(MemoryError):  # where there is so little, none is kept
+            bytes(min(_TIMES * max(size, _READ), _MOST))
