@@ -621,6 +621,15 @@ def test_promise_9_where_there_is_room_for_all_nobody_waits_for_who_has_not_woke
     assert queue.pending == 6
 
 
+def test_promise_9_a_sender_that_waits_for_an_empty_queue_is_not_starved() -> None:
+    queue, taken = full_queue()
+    queue._waiting.append(outbox.Ticket(1, 1 << 30))  # longer than the queue's bytes: goes alone
+    queue.done(taken)
+    with pytest.raises(wsthread.SendTimeout):
+        queue.admit(entries(1), False, True, time.monotonic())
+    assert not queue.pending
+
+
 class WatchedLock:
     """A lock that counts who looks whether it is free, and who stands in line for it."""
 
