@@ -15,7 +15,7 @@ import time
 import tracemalloc
 import weakref
 import zlib
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import pytest
 
@@ -381,6 +381,19 @@ def repeatable(payload: bytes) -> bytes:
     return encoder.compress(payload) + encoder.flush(zlib.Z_FULL_FLUSH)
 
 
+def bombed(script: Callable[[RawConnection], None], way: str) -> Any:
+    """What a client in a process of its own grew by, and what it told."""
+    with RawServer(script) as server:
+        done = subprocess.run(
+            [sys.executable, "-c", BOMBED, server.url, way],
+            capture_output=True,
+            timeout=SOON * 3,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
 @pytest.mark.unmeasured
 @pytest.mark.parametrize("way", ["one frame", "many frames", "on_fragment"])
 def test_a_bomb_ends_in_1009_and_costs_no_more_than_a_message_may(way: str) -> None:
@@ -408,15 +421,7 @@ def test_a_bomb_ends_in_1009_and_costs_no_more_than_a_message_may(way: str) -> N
         with contextlib.suppress(OSError):  # the client need not read all of it
             connection.sock.sendall(data)
 
-    with RawServer(script) as server:
-        done = subprocess.run(
-            [sys.executable, "-c", BOMBED, server.url, way],
-            capture_output=True,
-            timeout=SOON * 3,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr.decode()
-    grown, errors, closed, messages = json.loads(done.stdout)
+    grown, errors, closed, messages = bombed(script, way)
     assert codes == [1009]
     assert (errors, closed, messages) == (["MessageTooBig"], [1009], [])
     assert grown < (16 + 20) * MIB  # the default of max_message_size, and 20
@@ -436,15 +441,7 @@ def test_many_bombs_in_one_read_cost_no_more_than_the_receive_queue(way: str) ->
         with contextlib.suppress(EOFError, OSError):
             connection.read_to_end()
 
-    with RawServer(script) as server:
-        done = subprocess.run(
-            [sys.executable, "-c", BOMBED, server.url, way],
-            capture_output=True,
-            timeout=SOON * 3,
-            check=False,
-        )
-    assert done.returncode == 0, done.stderr.decode()
-    grown, errors, closed, messages = json.loads(done.stdout)
+    grown, errors, closed, messages = bombed(script, way)
     assert (errors, closed) == ([], [1000])
     if way in ("default", "inline"):
         assert messages == [8 * MIB] * 64

@@ -121,14 +121,13 @@ def test_promise_08_all_that_came_is_told_in_order(
 def live(kind: str, seed: int, certificates: Certificates) -> None:
     chosen = random.Random(f"{kind} {seed}")
     stream = Stream(chosen)
-    step = CHUNKS[chosen.choice(sorted(CHUNKS))]
+    step = max(CHUNKS[chosen.choice(sorted(CHUNKS))], len(stream.bytes) // 2000)
 
     def script(connection: RawConnection) -> None:
         connection.upgrade(headers=EXTENSION if stream.compressed else b"")
         connection.sock.settimeout(SOON * 2)
-        for start in range(0, len(stream.bytes), max(step, len(stream.bytes) // 2000)):
-            end = start + max(step, len(stream.bytes) // 2000)
-            connection.sock.sendall(stream.bytes[start:end])
+        for start in range(0, len(stream.bytes), step):
+            connection.sock.sendall(stream.bytes[start : start + step])
         while connection.read_frame()[0] != CLOSE:
             pass
 

@@ -228,15 +228,14 @@ class Connection:
         if self.error is not None or self._broken_by is not None:
             return  # the connection has failed; only its end is waited for
         parser, mailbox = self.parser, self._session.mailbox
-        most, room, full = self._session.settings.receive_queue.bytes, _UNLIMITED, False
+        room, most = _UNLIMITED, self._session.settings.receive_queue.bytes
         if self._blocking():
             room, most = mailbox.room(self._session.waker), max(1, most - mailbox.bytes)
-        if self._parse(data, room, most) and room < _UNLIMITED:
-            full = not self._room()
+        came = self._parse(data, room, most)
         if parser.error is not None:
             self._broken_by = parser.error
             self._fail_at = time.monotonic() + _LAST_WORDS
-        elif (full or parser.pending) and self.error is None:
+        elif self.error is None and (parser.pending or (came and not self._room())):
             self._pause()
 
     def _parse(self, data: bytes, room: int, most: int) -> bool:

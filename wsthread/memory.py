@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 
+from .transport import RECEIVE_MOST
+
 #: glibc gives back to the system what is free at the end of a heap once that is more than twice
 #: the largest block it ever gave back by itself (mallopt(3), M_MMAP_THRESHOLD). Messages that are
 #: received and forgotten then cost a page fault for each page: more than reading and decoding.
 _TIMES = 8
 _LEAST = 1 << 16  # for less nothing is given back
-_READ = 1 << 20  # what a busy reader reads at a time
 _MOST = 31 << 20  # of the end of a larger block glibc takes no notice
 
 _kept = _LEAST  # any thread's, without a lock: at worst a size is done twice
@@ -25,4 +26,4 @@ def keep_warm(size: int) -> None:
     if size > _kept:
         _kept = size
         with contextlib.suppress(MemoryError):  # where there is so little, none is kept
-            bytes(min(_TIMES * max(size, _READ), _MOST))
+            bytes(min(_TIMES * max(size, RECEIVE_MOST), _MOST))

@@ -140,7 +140,7 @@ class Outbox:
         for ticket in self._waiting:
             before += ticket.count
             after += ticket.size
-        if pending + before > self._limit.messages or size + after > self._limit.bytes:
+        if not self._within(pending + before, size + after):
             return False
         if self._gated or not self._open or self.close_taken or self._refusal is not None:
             return False

@@ -23,7 +23,7 @@ WRITE = 4
 HANGUP = 16
 
 _RECEIVE = 65536
-_RECEIVE_MOST = 1 << 20
+RECEIVE_MOST = 1 << 20
 _DECRYPT_MOST = 1 << 18  # OpenSSL keeps a buffer of that size as long as the connection lives
 #: Frames below so many bytes are copied once more: that costs less than two buffers.
 _COPIED = 16384
@@ -273,7 +273,6 @@ class Transport:
         "__weakref__",
         "_filters",
         "_gathers",
-        "_most",
         "_size",
         "closed",
         "decrypting",
@@ -298,8 +297,7 @@ class Transport:
         self.out: Deque[memoryview] = deque()  # the lock's: what the kernel has not yet taken
         self.queued = 0  # the lock's: bytes ever put into the out-buffer
         self.written = 0  # the lock's: bytes ever taken by the kernel
-        self._size = _RECEIVE  # the reader's: how much to read at a time ...
-        self._most = _RECEIVE_MOST  # ... and at most; fixed once open
+        self._size = _RECEIVE  # the reader's: how much to read at a time
         self.received = 0  # the reader's: bytes ever read from the network, TLS's own included
 
     def fileno(self) -> int:
@@ -318,7 +316,6 @@ class Transport:
     def add_tls(self, context: ssl.SSLContext, server_hostname: Optional[str]) -> None:
         """Put a TLS layer over what there is; `handshake` then brings it up."""
         self._filters.append(TLSFilter(context, server_hostname))
-        self._most = _DECRYPT_MOST
 
     def handshake(self) -> bool:
         """Go on with the newest layer's handshake; return whether it is complete.
@@ -376,7 +373,8 @@ class Transport:
         data = None if ended else self._recv(size or self._size)
         if size is None and data is not None:
             # Much at a time where the network has much: it saves waits and hand-overs.
-            self._size = self._most if len(data) >= _RECEIVE else _RECEIVE
+            most = _DECRYPT_MOST if self._filters else RECEIVE_MOST
+            self._size = most if len(data) >= _RECEIVE else _RECEIVE
         if not self._filters:
             return data
         if data is None and not ended and not self._filters[-1].incoming.pending:
