@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from wsthread import frames
 from wsthread.errors import MessageTooBig, ProtocolError
 from wsthread.frames import (
+    FIN,
     OP_BINARY,
     OP_CLOSE,
     OP_CONT,
@@ -37,6 +38,7 @@ from wsthread.frames import (
     check_close,
     encode_close,
     encode_frame,
+    encode_parts,
 )
 
 MAXIMUM = 70_000
@@ -336,7 +338,7 @@ def test_arbitrary_bytes_never_raise(
 def test_a_frame_encoded_and_parsed_is_the_same(
     opcode: int, payload: bytes, fin: bool, rsv1: bool
 ) -> None:
-    got = decode_client_frame(encode_frame(opcode, payload, fin=fin, rsv1=rsv1))
+    got = decode_client_frame(encode_frame(opcode | fin << 7 | rsv1 << 6, payload))
     assert got == (fin, 4 if rsv1 else 0, opcode, got.key, payload)
     items = parse(frame(OP_BINARY, got.payload))
     assert items == [payload]
@@ -349,8 +351,10 @@ def test_a_frame_encoded_and_parsed_is_the_same(
 def test_every_form_of_length(size: int) -> None:
     stream = frame(OP_TEXT, b"t" * size) + frame(OP_BINARY, b"b" * size)
     assert parse(stream) == ["t" * size, b"b" * size]
-    got = decode_client_frame(encode_frame(OP_BINARY, b"b" * size))
-    assert got.payload == b"b" * size
+    whole = encode_frame(FIN | OP_BINARY, b"b" * size)
+    for sent in (whole, b"".join(encode_parts(FIN | OP_BINARY, b"b" * size))):
+        got = decode_client_frame(sent)
+        assert got.fin and got.opcode == OP_BINARY and got.payload == b"b" * size
 
 
 @pytest.mark.parametrize(
@@ -971,13 +975,13 @@ def test_speedups_are_used_where_they_are_installed(monkeypatch: pytest.MonkeyPa
     pure.use_speedups()
     assert pure.mask is pure._mask
     for payload in (b"", b"abc", bytes(range(256)) * 300):
-        got = decode_client_frame(pure.encode_frame(OP_BINARY, payload))
+        got = decode_client_frame(pure.encode_frame(FIN | OP_BINARY, payload))
         assert got.payload == payload
 
 
 def test_every_frame_has_a_key_of_its_own() -> None:
     count = 3 * frames._KEYS.size // 4
-    keys = [decode_client_frame(encode_frame(OP_PING, b"")).key for _ in range(count)]
+    keys = [decode_client_frame(encode_frame(FIN | OP_PING, b"")).key for _ in range(count)]
     # One in 15,000 runs has two alike by chance; two pairs do not happen.
     assert len(set(keys)) >= count - 1
     # Every byte of the key is random: none takes few values over so many frames.
@@ -998,7 +1002,7 @@ def test_threads_never_share_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(result: List[bytes]) -> None:
         start.wait()
         for _ in range(3000):
-            result.append(encode_frame(OP_TEXT, b"")[2:6])
+            result.append(encode_frame(FIN | OP_TEXT, b"")[2:6])
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -1020,7 +1024,7 @@ import os
 from wsthread.frames import encode_frame
 
 def keys():
-    return b"".join(encode_frame(9, b"")[2:6] for _ in range(100))
+    return b"".join(encode_frame(0x89, b"")[2:6] for _ in range(100))
 
 keys()
 reader, writer = os.pipe()

@@ -576,27 +576,33 @@ def _new_key() -> bytes:
             _keys.extend(_KEYS.unpack(os.urandom(_KEYS.size)))
 
 
-def encode_frame(opcode: int, payload: bytes, *, fin: bool = True, rsv1: bool = False) -> bytes:
-    """Return a whole frame as a client sends it: masked, with a fresh key (5.2, 5.3).
-
-    May be called from any thread.
-    """
-    header, masked = encode_parts(opcode | (FIN if fin else 0) | (RSV1 if rsv1 else 0), payload)
-    return header + masked
-
-
-def encode_parts(first: int, payload: bytes) -> Tuple[bytes, bytes]:
-    """Return header and masked payload of a frame whose first byte is `first`. Any thread."""
-    length = len(payload)
+def _header(first: int, length: int) -> bytes:
+    """Return the header of a frame without its key (5.2)."""
     if length < 126:
-        known = _SHORT.get(first)
-        header = bytes((first, _MASKED | length)) if known is None else known[length]
-    elif length < 65536:
-        header = _MEDIUM.pack(first, _MASKED | 126, length)
+        return bytes((first, _MASKED | length))
+    if length < 65536:
+        return _MEDIUM.pack(first, _MASKED | 126, length)
+    return _LONG.pack(first, _MASKED | 127, length)
+
+
+def encode_frame(first: int, payload: bytes) -> bytes:
+    """Return a client's whole frame, masked with a fresh key (5.2, 5.3). From any thread.
+
+    `first` is its first byte: FIN, RSV1 and opcode.
+    """
+    length = len(payload)
+    if length < 126 and first in _SHORT:
+        header = _SHORT[first][length]
     else:
-        header = _LONG.pack(first, _MASKED | 127, length)
+        header = _header(first, length)
     try:
         key = _keys.pop()
     except IndexError:
         key = _new_key()
-    return header + key, mask(payload, key)
+    return header + key + mask(payload, key)
+
+
+def encode_parts(first: int, payload: bytes) -> Tuple[bytes, bytes]:
+    """Return the same in two parts, header and masked payload, for what is not to be copied."""
+    key = _new_key()
+    return _header(first, len(payload)) + key, mask(payload, key)

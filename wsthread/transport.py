@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import Callable, Deque, Dict, List, Optional, Sequence, TypeVar
+from typing import Callable, Deque, Dict, List, Optional, TypeVar, Union
 
 from .errors import ConnectTimeout
 from .tls import TLSFilter
@@ -25,8 +25,6 @@ HANGUP = 16
 _RECEIVE = 65536
 RECEIVE_MOST = 1 << 20
 _DECRYPT_MOST = 1 << 18  # OpenSSL keeps a buffer of that size as long as the connection lives
-#: Frames below so many bytes are copied once more: that costs less than two buffers.
-_COPIED = 16384
 _LONGEST_POLL = 2_000_000.0  # seconds; poll takes 2 ** 31 milliseconds
 
 
@@ -296,7 +294,7 @@ class Transport:
         self._filters: List[TLSFilter] = []  # innermost last; fixed once open
         self.out: Deque[memoryview] = deque()  # the lock's: what the kernel has not yet taken
         self.queued = 0  # the lock's: bytes ever put into the out-buffer
-        self.written = 0  # the lock's: bytes ever taken by the kernel
+        self.written = 0  # the lock's: of these, those that the kernel has taken
         self._size = _RECEIVE  # the reader's: how much to read at a time
         self.received = 0  # the reader's: bytes ever read from the network, TLS's own included
 
@@ -398,7 +396,7 @@ class Transport:
         if data:
             self._push(data)
 
-    def _push(self, data: bytes) -> None:
+    def _push(self, data: Union[bytes, memoryview]) -> None:
         self.out.append(memoryview(data))
         self.queued += len(data)
 
@@ -409,32 +407,25 @@ class Transport:
         if data:
             self._push(data)
 
-    def send(self, header: bytes, body: bytes) -> bool:
+    def send(self, frame: bytes, body: bytes = b"") -> bool:
         """Write a frame while the out-buffer is empty; True when the kernel took all of it.
 
-        The same as `write` and `flush`, with less ado. Needs the lock.
+        What is long comes as header and `body`, and is not copied. The same as `write` and
+        `flush`, with less ado: what the kernel takes at once is not in the out-buffer's counts.
+        Needs the lock.
         """
-        if self._filters:
-            self.write(header + body)
+        if self._filters or (body and not self._gathers):
+            self.write(frame + body)
             return self.flush()
-        parts: Sequence[bytes]
         try:
-            if len(body) < _COPIED or not self._gathers:
-                parts = (header + body,)
-                sent = self.sock.send(parts[0])
-            else:
-                parts = (header, body)
-                sent = self.sock.sendmsg(parts)
+            sent = self.sock.sendmsg((frame, body)) if body else self.sock.send(frame)
         except (BlockingIOError, InterruptedError):
             sent = 0
-        size = len(header) + len(body)
-        self.queued += size
-        self.written += sent
-        if sent == size:
+        if sent == len(frame) + len(body):
             return True
-        for part in parts:
+        for part in (frame, body):
             if sent < len(part):
-                self.out.append(memoryview(part)[sent:])
+                self._push(memoryview(part)[sent:])
             sent = max(0, sent - len(part))
         return False
 

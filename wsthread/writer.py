@@ -7,17 +7,19 @@ import itertools
 import logging
 import time
 from collections import deque
-from typing import Callable, Collection, Deque, Generator, List, Optional, Protocol, Tuple
+from typing import Callable, Collection, Deque, Generator, List, Optional, Protocol
 
 from .delegate import Message
 from .errors import WebSocketError
-from .frames import FIN, OP_CLOSE, RSV1, describe_frame, encode_parts
+from .frames import FIN, OP_CLOSE, RSV1, describe_frame, encode_frame, encode_parts
 from .outbox import BATCH, Entry, Outbox
 from .stats import ClientStats
 from .transport import Transport
 
 frame_logger = logging.getLogger("wsthread.frames")
 
+#: Payloads below so many bytes are copied once more: that costs less than two buffers.
+_COPIED = 16384
 #: Rounds one sender writes for everybody before it leaves the rest to the reader.
 _ROUNDS = 32
 #: Of sends that follow each other within so many seconds the first compresses for itself. The
@@ -88,8 +90,8 @@ class FrameWriter:
         wants to hear of it. Any thread.
         """
         outbox, transport = self._outbox, self._transport
-        lock = transport.lock
-        if lock.locked() or len(payload) > self._largest:
+        lock, size = transport.lock, len(payload)
+        if size > self._largest or lock.locked():
             return None
         if frame_logger.isEnabledFor(logging.DEBUG):
             return None
@@ -98,11 +100,18 @@ class FrameWriter:
                 return None
             if self.error is not None or self._work is not None:
                 return None
-            header, masked = encode_parts(FIN | opcode, payload)
             try:
-                if transport.send(header, masked):
+                if size < _COPIED:
+                    frame = encode_frame(FIN | opcode, payload)
+                    size = len(frame)
+                    done = transport.send(frame)
+                else:
+                    frame, body = encode_parts(FIN | opcode, payload)
+                    size += len(frame)
+                    done = transport.send(frame, body)
+                if done:
                     stats = self._stats
-                    stats.bytes_sent += len(header) + len(masked)
+                    stats.bytes_sent += size
                     stats.messages_sent += 1
                     if told:
                         entry = Entry(opcode, b"", message)
@@ -115,7 +124,7 @@ class FrameWriter:
             except BaseException:
                 self.error = OSError("a thread was interrupted while it was writing")
                 raise
-            self._stats.bytes_sent += len(header) + len(masked)
+            self._stats.bytes_sent += size
             entry = Entry(opcode, payload, message)
             entry.end = transport.queued
             self._begun.append(entry)
@@ -215,10 +224,9 @@ class FrameWriter:
         start = end = transport.queued
         for entry in batch:
             if entry.opcode >= 0:
-                header, masked = self._frame(entry, compressed)
-                parts.append(header)
-                parts.append(masked)
-                end += len(header) + len(masked)
+                frame = self._frame(entry, compressed)
+                parts.append(frame)
+                end += len(frame)
             entry.end = end
         if frame_logger.isEnabledFor(logging.DEBUG):
             self._notes.extend(describe_frame(e.opcode, e.payload) for e in batch if e.opcode >= 0)
@@ -234,16 +242,15 @@ class FrameWriter:
             self._close_end = transport.queued
             self._work = None  # it overtakes a message; `detach` gives that back
 
-    def _frame(self, entry: Entry, compressed: Optional[StopIteration]) -> Tuple[bytes, bytes]:
-        """Return header and masked payload."""
+    def _frame(self, entry: Entry, compressed: Optional[StopIteration]) -> bytes:
         payload: Optional[bytes] = None
         if compressed is not None:
             payload = compressed.value
         elif self._deflater is not None and entry.opcode < OP_CLOSE:
             payload = self._deflater.compress(entry.payload)
         if payload is None:
-            return encode_parts(FIN | entry.opcode, entry.payload)
-        return encode_parts(FIN | RSV1 | entry.opcode, payload)
+            return encode_frame(FIN | entry.opcode, entry.payload)
+        return encode_frame(FIN | RSV1 | entry.opcode, payload)
 
     def _log(self) -> None:
         with contextlib.suppress(IndexError):  # another thread takes them as well
