@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -314,6 +315,42 @@ def account(url: str, certificates: Certificates, end: str, turn: int) -> None:
 
 
 # Promise 10.
+
+
+class SendsAfterReset(Outcomes):
+    """Asks for a reset, and sends while the reader, whose thread this is, does not see it yet."""
+
+    def __init__(self, reset: threading.Event) -> None:
+        super().__init__()
+        self._reset = reset
+
+    def on_message(self, client: Any, message: Any) -> None:
+        watched = select.poll()
+        watched.register(client._session.writer._transport.sock, select.POLLRDHUP)
+        self._reset.set()
+        assert watched.poll(SOON * 1000)
+        client.send("after the reset")
+        client.send("and another")
+
+
+def test_promise_09_what_the_kernel_refuses_is_unsent() -> None:
+    wanted = threading.Event()
+
+    def script(connection: RawConnection) -> None:
+        connection.upgrade()
+        connection.sock.sendall(frame(1, b"go"))
+        assert wanted.wait(SOON)
+        connection.reset()
+
+    delegate = SendsAfterReset(wanted)
+    with RawServer(script) as server:
+        inline = wsthread.InlineDispatcher()
+        client = wsthread.WebSocketClient(server.url, delegate, dispatcher=inline, reconnect=False)
+        client.connect()
+        assert client.wait(SOON)
+    assert delegate.sent == []
+    assert delegate.unsent == ["after the reset", "and another"]
+    assert client.stats.messages_sent == 0
 
 
 def test_promise_10_the_queue_goes_out_in_order_once_open() -> None:

@@ -100,16 +100,14 @@ class FrameWriter:
                 return None
             if self.error is not None or self._work is not None:
                 return None
+            if size < _COPIED:
+                frame, body = encode_frame(FIN | opcode, payload), b""
+                size = len(frame)
+            else:
+                frame, body = encode_parts(FIN | opcode, payload)
+                size += len(frame)
             try:
-                if size < _COPIED:
-                    frame = encode_frame(FIN | opcode, payload)
-                    size = len(frame)
-                    done = transport.send(frame)
-                else:
-                    frame, body = encode_parts(FIN | opcode, payload)
-                    size += len(frame)
-                    done = transport.send(frame, body)
-                if done:
+                if transport.send(frame, body):
                     stats = self._stats
                     stats.bytes_sent += size
                     stats.messages_sent += 1
@@ -127,6 +125,8 @@ class FrameWriter:
             self._stats.bytes_sent += size
             entry = Entry(opcode, payload, message)
             entry.end = transport.queued
+            if self.error is not None:
+                entry.end += size  # the kernel has refused it, and takes no more
             self._begun.append(entry)
             outbox.begun(entry)
         return False
