@@ -13,7 +13,7 @@ from .errors import CloseCode, ConnectionClosed, WebSocketError, describe_close,
 from .frames import Close, FrameParser, Ping, Pong, describe_item, encode_close
 from .keepalive import Keepalive
 from .mailbox import Gate
-from .memory import keep_warm
+from .memory import KEPT, keep_warm
 from .outbox import Entry
 from .state import ConnectionState, Event
 from .transport import HANGUP, READ, WRITE, Transport
@@ -46,6 +46,9 @@ class Connection:
     ) -> None:
         settings = session.settings
         self._session = session
+        self._mailbox = session.mailbox
+        self._stats = session.known.stats
+        self._limit = settings.receive_queue
         self.transport = transport
         #: Decided for the whole connection, whatever delegates come.
         self._kind = "fragments" if "on_fragment" in session.overridden else "messages"
@@ -102,12 +105,23 @@ class Connection:
             return interest | READ
         return interest if self.hung_up else interest | HANGUP
 
-    def seconds_left(self) -> Optional[float]:
-        """Return the seconds until something is due; None: nothing is."""
+    def due(self) -> float:
+        """Return when (monotonic seconds) `attend` has something to do in any case."""
         if self._goes_on():
-            return 0.0
-        due = min(self.keepalive.deadline(), self.gate_deadline, self.close_deadline, self._fail_at)
-        return None if due == math.inf else due - time.monotonic()
+            return -math.inf
+        return min(
+            self.keepalive.deadline(), self.gate_deadline, self.close_deadline, self._fail_at
+        )
+
+    def calm(self) -> bool:
+        """Whether, until something is due, only a wake-up or `read` brings work to `attend`."""
+        return not (
+            self.paused
+            or self._failed()
+            or self._session.known.state is not ConnectionState.CONNECTED
+            or self.transport.tls is not None  # who meets it decrypting leaves it his frame
+            or not self._nothing_to_write()
+        )
 
     def attend(self) -> None:
         """Look at everything that may have been asked for or become due, and write."""
@@ -127,7 +141,7 @@ class Connection:
         if self.paused:
             self._try_resume(now)
         if self._broken_by is not None and (
-            now >= self._fail_at or self._session.mailbox.idle(self._session.waker)
+            now >= self._fail_at or self._mailbox.idle(self._session.waker)
         ):
             self._fail(self._broken_by)
             self._broken_by, self._fail_at = None, math.inf
@@ -188,10 +202,10 @@ class Connection:
         if stalled and transport.written > before:
             self.keepalive.restart(now)
         if self._session.sent:
-            self._session.mailbox.put_sent(self._session.sent, self._session.life)
+            self._mailbox.put_sent(self._session.sent, self._session.life)
         if self._session.interrupted:
             self._session.interrupted = False
-            self._session.mailbox.mend()
+            self._mailbox.mend()
             self.writer.mend()
         if self.writer.error is None:
             return
@@ -205,46 +219,60 @@ class Connection:
 
     # Reading.
 
-    def read(self) -> None:
-        before = self.transport.received
+    def read(self) -> bool:
+        """Read once; return whether that left nothing to `attend` to."""
+        transport = self.transport
+        before = transport.received
         try:
-            data = self.transport.receive()
+            data = transport.receive()
         except OSError as error:
             self._broken(error)
-            return
-        if self.transport.received > before:  # be it a part of a TLS record
+            return False
+        if transport.received > before:  # be it a part of a TLS record
             self.keepalive.heard = time.monotonic()
+        if data:
+            return self.received(data)
         if data is None:
             if self.writer.error is not None:
                 self._broken(self.writer.error)
-            return
-        if not data:
+        else:
             self._broken(None)
-            return
-        self.received(data)
+        return False
 
-    def received(self, data: bytes) -> None:
-        self._session.known.stats.bytes_received += len(data)
-        if self.error is not None or self._broken_by is not None:
-            return  # the connection has failed; only its end is waited for
-        parser, mailbox = self.parser, self._session.mailbox
-        room, most = _UNLIMITED, self._session.settings.receive_queue.bytes
+    def received(self, data: bytes) -> bool:
+        """Parse what came; return whether that left nothing to `attend` to."""
+        self._stats.bytes_received += len(data)
+        if self._failed():
+            return False
+        parser, mailbox = self.parser, self._mailbox
+        room, most = _UNLIMITED, self._limit.bytes
         if self._blocking():
             room, most = mailbox.room(self._session.waker), max(1, most - mailbox.bytes)
-        came = self._parse(data, room, most)
+        count = self._parse(data, room, most)
         if parser.error is not None:
             self._broken_by = parser.error
             self._fail_at = time.monotonic() + _LAST_WORDS
-        elif self.error is None and (parser.pending or (came and not self._room())):
+            return False
+        if self._failed():
+            return False
+        full = count >= room or parser.size >= most or not parser.plain  # or may be
+        if parser.pending or (full and not self._room()):
             self._pause()
+            return False
+        return parser.plain
 
-    def _parse(self, data: bytes, room: int, most: int) -> bool:
-        """Parse and deliver what came; return whether it was something whole."""
+    def _failed(self) -> bool:
+        """Whether only the end of the connection is waited for: what comes is ignored."""
+        return self.error is not None or self._broken_by is not None
+
+    def _parse(self, data: bytes, room: int, most: int) -> int:
+        """Parse and deliver what came; return how much of it was whole: messages and others."""
         parser = self.parser
         items = parser.parse(data, room, most)
         if not items:
-            return False
-        keep_warm(parser.size)
+            return 0
+        if parser.size > KEPT:
+            keep_warm(parser.size)
         if frame_logger.isEnabledFor(logging.DEBUG):
             for item in items:
                 frame_logger.debug("%s: received %s", self._session.label, describe_item(item))
@@ -252,17 +280,17 @@ class Connection:
             self._deliver(items, parser.size)
         else:
             self._sort(items, parser.size)
-        return True
+        return len(items)
 
     def _blocking(self) -> bool:
         """Whether a full receive queue stops reading now; while closing it does not."""
         return (
-            self._session.settings.receive_queue.overflow == "block"
+            self._limit.overflow == "block"
             and self._session.known.state is ConnectionState.CONNECTED
         )
 
     def _room(self) -> int:
-        return self._session.mailbox.room(self._session.waker) if self._blocking() else _UNLIMITED
+        return self._mailbox.room(self._session.waker) if self._blocking() else _UNLIMITED
 
     def _pause(self) -> None:
         """Read no more until what was read is parsed, and the receive queue has room."""
@@ -270,7 +298,7 @@ class Connection:
             self.paused = True
             self.keepalive.suspend()
             if not self._room():
-                self._session.known.stats.back_pressure_pauses += 1
+                self._stats.back_pressure_pauses += 1
 
     def _try_resume(self, now: float) -> None:
         if self._goes_on():
@@ -288,7 +316,7 @@ class Connection:
         messages: List[Any] = []
         for item in items:
             if isinstance(item, Ping):
-                self._session.known.stats.pings_received += 1
+                self._stats.pings_received += 1
                 self._session.outbox.owe_pong(item.payload, self.transport.stalled)
                 event: Tuple[str, Tuple[Any, ...]] = ("on_ping", (item.payload,))
             elif isinstance(item, Pong):
@@ -309,12 +337,12 @@ class Connection:
 
     def _tell(self, event: Tuple[str, Tuple[Any, ...]], size: int) -> None:
         """Hand a ping or pong to the callbacks, unless they have too much to do."""
-        mailbox = self._session.mailbox
+        mailbox = self._mailbox
         if self._blocking() or mailbox.room(self._session.waker):
             mailbox.put([("control", event, size, self._session.life)])
 
     def _ponged(self, payload: bytes) -> Optional[float]:
-        self._session.known.stats.pongs_received += 1
+        self._stats.pongs_received += 1
         latency = self._session.outbox.ponged(payload, time.monotonic())
         if latency is not None:
             self._session.known.latency = latency
@@ -325,31 +353,31 @@ class Connection:
         count = len(messages)
         if not count:
             return
-        stats = self._session.known.stats
+        stats, mailbox, session = self._stats, self._mailbox, self._session
         stats.messages_received += count
-        if self._session.life.silenced:
+        if session.life.silenced:
             stats.messages_discarded += count
             return
         name = "on_fragment" if self._kind == "fragments" else "on_message"
-        if name not in self._session.overridden:
+        if name not in session.overridden:
             return
-        policy = self._session.settings.receive_queue.overflow
+        policy = self._limit.overflow
         if policy == "drop_oldest":
-            room = self._session.mailbox.make_room(count, size)
+            room = mailbox.make_room(count, size)
             if room < count:
-                self._session.mailbox.drop(count - room)
+                mailbox.drop(count - room)
                 size = size * room // count
                 messages = messages[-room:]
         elif policy != "block":
-            room = self._session.mailbox.room(self._session.waker)
+            room = mailbox.room(session.waker)
             if room < count:
                 if policy == "close":
                     self._overflowed()
-                self._session.mailbox.drop(count - room)
+                mailbox.drop(count - room)
                 size = size * room // count
                 messages = messages[:room]
         if messages:
-            self._session.mailbox.put_messages(self._kind, messages, size, self._session.life)
+            mailbox.put_messages(self._kind, messages, size, session.life)
 
     def _overflowed(self) -> None:
         self._fail(

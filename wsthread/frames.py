@@ -32,6 +32,7 @@ _MAX_CONTROL = 125  # bytes in a control frame (5.5)
 _MAX_REASON = _MAX_CONTROL - 2
 _COMPACT_AFTER = 1024  # so many loose parts of a message are joined into one
 _RUN, _RUNS = 16, 256  # frames alike that are parsed at once: not fewer, not more
+_FEW = 1024  # of so few bytes it is not worth while to look for a run of frames alike
 _KEYS = struct.Struct(256 * "4s")
 _FRAMES = 4096  # control frames, fragments and long messages that are parsed at a time, at most
 _NOT_UTF8 = "text is not valid UTF-8"
@@ -182,7 +183,10 @@ class FrameParser:
             else:
                 data, position = self._buffer, self._offset
         try:
-            position = self._parse(data, position, items)
+            if len(data) < _FEW and not (position or self._opcode or self._fragments):
+                position = self._parse_plain(data, position, items)
+            if position < len(data):
+                position = self._parse(data, position, items)
         except UnicodeDecodeError:
             self.error = ProtocolError(_NOT_UTF8, CloseCode.INVALID_DATA)
         except ProtocolError as error:

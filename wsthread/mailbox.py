@@ -122,6 +122,7 @@ class Mailbox:
         #: The lock's.
         self.inline: Optional[Waker] = None
         self.inline_thread: Optional[int] = None
+        self._token = Token(self)  # good for any number of turns
         self._client = client
         self._stats = stats  # what is counted here is the lock's
         self._lock = threading.Lock()
@@ -178,10 +179,13 @@ class Mailbox:
                 stats.receive_queue_peak_messages = self.messages
             if self.bytes > stats.receive_queue_peak_bytes:
                 stats.receive_queue_peak_bytes = self.bytes
-            self._notify()
-            needed = self._needs_token()
-        if needed:
-            self.schedule()
+            if self._watching:
+                self._notify()
+            # Who runs this mailbox looks again, and so does the reader where that is who runs it.
+            if self._scheduled or self._running is not None or self.dispatcher.inline:
+                return
+            self._scheduled = True
+        self.schedule()
 
     def put_sent(self, sent: Deque[Entry], life: Life) -> None:
         """Append what `sent` holds as one "sent" event. Any thread; never waits.
@@ -285,7 +289,8 @@ class Mailbox:
             _here.mailbox, _here.opening = self, False
             self.dispatcher.entered()
             for _ in range(_TURN):
-                if not self._run_next():
+                # What is put in from now on is found below, under the lock.
+                if not self._items or not self._run_next():
                     break
         finally:
             _here.mailbox, _here.opening = outer
@@ -294,7 +299,8 @@ class Mailbox:
                 more = bool(self._items)
                 schedule = more and not self._scheduled and not self.dispatcher.inline
                 self._scheduled = self._scheduled or schedule
-                self._notify()
+                if self._watching:
+                    self._notify()
                 starved = None if more else self._starved
             if schedule:
                 self.schedule()
@@ -624,7 +630,7 @@ class Mailbox:
     def schedule(self) -> None:
         """Have the dispatcher run what waits, after `append` asked for it."""
         try:
-            self.dispatcher.schedule(Token(self))
+            self.dispatcher.schedule(self._token)
         except Exception as error:
             # A pool that was shut down, a loop that was closed, an interpreter that ends:
             # there is nobody left to tell.

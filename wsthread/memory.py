@@ -10,10 +10,11 @@ from .transport import RECEIVE_MOST
 #: the largest block it ever gave back by itself (mallopt(3), M_MMAP_THRESHOLD). Messages that are
 #: received and forgotten then cost a page fault for each page: more than reading and decoding.
 _TIMES = 8
-_LEAST = 1 << 16  # for less nothing is given back
+#: What is kept in any case: for reads that bring no more there is nothing to do.
+KEPT = 1 << 16
 _MOST = 31 << 20  # of the end of a larger block glibc takes no notice
 
-_kept = _LEAST  # any thread's, without a lock: at worst a size is done twice
+_kept = KEPT  # any thread's, without a lock: at worst a size is done twice
 
 
 def keep_warm(size: int) -> None:

@@ -365,23 +365,30 @@ class Session:
         assert connection is not None
         descriptor, wake = connection.transport.fileno(), self.waker.fileno()
         poller.watch(wake, READ)
+        due, calm = -math.inf, False
         try:
             while True:
                 yield
-                connection.attend()
-                if connection.over:
-                    break
-                poller.watch(descriptor, connection.interest())
-                # What `attend` has brought to callbacks of this thread's does not wait.
-                left = 0.0 if self.mailbox.is_due_here() else connection.seconds_left()
-                ready = poller.wait(left)
+                now = time.monotonic()
+                if now >= due or not calm:
+                    connection.attend()
+                    if connection.over:
+                        break
+                    poller.watch(descriptor, connection.interest())
+                    # What `attend` has brought to callbacks of this thread's does not wait.
+                    due = -math.inf if self.mailbox.is_due_here() else connection.due()
+                    # Messages alone, while nothing else is going on, leave nothing to attend to.
+                    calm = connection.calm()
+                ready = poller.wait(None if due == math.inf else due - now)
                 if ready.get(wake):
                     self.waker.drain()
+                    calm = False
                 events = ready.get(descriptor, 0)
                 if events & READ or (events & HANGUP and not connection.paused):
-                    connection.read()
+                    calm = connection.read() and calm
                 elif events & HANGUP:
                     connection.hung_up_while_paused()
+                    calm = False
         finally:
             poller.watch(descriptor, 0)
             poller.watch(wake, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import socket
@@ -84,6 +85,19 @@ class Cancelled(Exception):
     """The opening was given up from another thread. Never leaves the library."""
 
 
+@functools.cache  # there are few, and each wait tells one
+def _meaning(events: int) -> int:
+    """Return READ, WRITE and HANGUP of what poll tells."""
+    mask = 0
+    if events & (select.POLLIN | select.POLLPRI):
+        mask |= READ
+    if events & select.POLLOUT:
+        mask |= WRITE
+    if events & ~(select.POLLIN | select.POLLPRI | select.POLLOUT):
+        mask |= HANGUP
+    return mask
+
+
 class Poller:
     """Waits for descriptors; kept between waits, so that an unchanged wait costs little.
 
@@ -128,22 +142,15 @@ class Poller:
         It may come back empty before: the system takes no more than some weeks.
         """
         if timeout is not None:
-            timeout = min(max(0.0, timeout), _LONGEST_POLL)
+            if timeout < 0.0:
+                timeout = 0.0
+            elif timeout > _LONGEST_POLL:
+                timeout = _LONGEST_POLL
         if self._poll is None:
             return self._select(timeout)
         # Rounded up: a wait that ends a fraction before its deadline would spin through it.
         found = self._poll.poll(None if timeout is None else timeout * 1000 + 0.999)
-        ready = {}
-        for descriptor, events in found:
-            mask = 0
-            if events & (select.POLLIN | select.POLLPRI):
-                mask |= READ
-            if events & select.POLLOUT:
-                mask |= WRITE
-            if events & ~(select.POLLIN | select.POLLPRI | select.POLLOUT):
-                mask |= HANGUP
-            ready[descriptor] = mask
-        return ready
+        return {descriptor: _meaning(events) for descriptor, events in found}
 
     def _select(self, timeout: Optional[float]) -> Dict[int, int]:
         # Windows has no poll. A failed connect shows up in the third set there.
@@ -367,14 +374,24 @@ class Transport:
 
         Raises OSError (ssl.SSLError is one) when the connection broke.
         """
+        if self._filters:
+            return self._receive_tls(size)
+        try:
+            data = self.sock.recv(size or self._size)
+        except (BlockingIOError, InterruptedError):
+            return None
+        count = len(data)
+        self.received += count
+        if size is None:
+            # Much at a time where the network has much: it saves waits and hand-overs.
+            self._size = RECEIVE_MOST if count >= _RECEIVE else _RECEIVE
+        return data
+
+    def _receive_tls(self, size: Optional[int]) -> Optional[bytes]:
         ended = self.ended
         data = None if ended else self._recv(size or self._size)
         if size is None and data is not None:
-            # Much at a time where the network has much: it saves waits and hand-overs.
-            most = _DECRYPT_MOST if self._filters else RECEIVE_MOST
-            self._size = most if len(data) >= _RECEIVE else _RECEIVE
-        if not self._filters:
-            return data
+            self._size = _DECRYPT_MOST if len(data) >= _RECEIVE else _RECEIVE
         if data is None and not ended and not self._filters[-1].incoming.pending:
             return None  # otherwise: what came in one piece with the end of the handshake
         self.decrypting = True
