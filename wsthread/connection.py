@@ -16,7 +16,7 @@ from .mailbox import Gate
 from .memory import KEPT, keep_warm
 from .outbox import Entry
 from .state import ConnectionState, Event
-from .transport import HANGUP, READ, WRITE, Transport
+from .transport import HANGUP, READ, RECEIVE_MOST, WRITE, Transport
 from .writer import FrameWriter
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ _LINGER = 1.0
 #: Bytes of messages that still go into a full receive queue when the connection ends.
 _REST = 1 << 21
 _UNLIMITED = 1 << 30
+#: Bytes of a frame still to come that make it a long one, and those of a long frame's header.
+_LONG, _HEADER = 1 << 18, 10
 
 
 class Connection:
@@ -67,6 +69,7 @@ class Connection:
         self.gate_deadline = math.inf
         self.close_deadline = math.inf  # when waiting for the close to complete ends
         self.close_received: Optional[Close] = None
+        self._long = False  # the last read was of a long frame
         self.paused = False  # reading rests because the receive queue is full
         self.hung_up = False  # the peer is known to have ended while reading rests
         self.error: Optional[BaseException] = None  # why it failed
@@ -224,7 +227,7 @@ class Connection:
         transport = self.transport
         before = transport.received
         try:
-            data = transport.receive()
+            data = transport.receive(self._how_much())
         except OSError as error:
             self._broken(error)
             return False
@@ -238,6 +241,21 @@ class Connection:
         else:
             self._broken(None)
         return False
+
+    def _how_much(self) -> int:
+        """Return how many bytes to read at most; 0: what is good at this time.
+
+        The payload of a long frame is read alone, so that it need not be cut out of what else
+        came, and is whole at once if the kernel has all of it. After one comes another, perhaps.
+        """
+        left = self.parser.left
+        if left >= _LONG or (left and self._long):
+            self._long = self.transport.tls is None  # the end of a TLS record is elsewhere
+            return min(left, RECEIVE_MOST) if self._long else 0
+        if self._long:
+            self._long = False
+            return _HEADER
+        return 0
 
     def received(self, data: bytes) -> bool:
         """Parse what came; return whether that left nothing to `attend` to."""

@@ -108,7 +108,6 @@ class FrameParser:
         "_fragments",
         "_frames",
         "_inflater",
-        "_left",
         "_maximum",
         "_most",
         "_offset",
@@ -118,6 +117,7 @@ class FrameParser:
         "_short",
         "_wire",
         "error",
+        "left",
         "partial",
         "pending",
         "plain",
@@ -137,6 +137,7 @@ class FrameParser:
         # Bytes on the wire, with headers, of the data items in the last result; for compressed
         # ones what they inflated to where that is more. To bound queues with.
         self.size = 0
+        self.left = 0  # payload bytes still to come of the data frame in progress
         self.partial = 0  # payload bytes kept of the unfinished message (inflated, if compressed)
 
         self._maximum = _UNLIMITED if max_message_size is None else max_message_size
@@ -159,7 +160,6 @@ class FrameParser:
         self._compacted = 0  # parts before this index have been joined already
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         # The data frame in progress.
-        self._left = 0  # its payload bytes still to come
         self._final = False  # it is the message's last
 
     def parse(self, data: bytes, limit: int = _UNLIMITED, most: int = _UNLIMITED) -> List[Item]:
@@ -209,7 +209,7 @@ class FrameParser:
             if self._budget <= 0 or self.size >= self._most or self._frames <= 0:
                 self.pending = True
                 break
-            if self._left:
+            if self.left:
                 position = self._parse_payload(data, position, items)
                 continue
             if not self._opcode and not self._fragments:
@@ -380,7 +380,7 @@ class FrameParser:
             self._room = self._maximum
             self._compressed = bool(first & RSV1)
         self._final = bool(first & FIN)
-        self._left = length
+        self.left = length
         if not self._compressed:
             if length > self._room:
                 _fail_too_big(self._maximum)
@@ -392,11 +392,11 @@ class FrameParser:
 
     def _parse_payload(self, data: bytes, position: int, items: List[Item]) -> int:
         """Take what is here of a data frame's payload; return where it ends."""
-        chunk = data[position : position + self._left]
+        chunk = data[position : position + self.left]
         taken = len(chunk)
-        self._left -= taken
+        self.left -= taken
         self._wire += taken
-        ended = not self._left
+        ended = not self.left
         final = ended and self._final
         if self._compressed and self._inflater is not None:
             for piece in self._inflater.inflate(chunk, final, self._room):

@@ -70,7 +70,6 @@ Item = Tuple[str, Any, int, Life]
 
 class _Here(threading.local):
     mailbox: Optional[Mailbox] = None  # whose callback the thread is running
-    opening: bool = False  # ... and whether what it sends goes first
 
 
 _here = _Here()
@@ -93,7 +92,7 @@ class Token:
         mailbox = self._mailbox()
         if mailbox is not None:
             try:
-                mailbox.run_token()
+                mailbox.run(token=True)
             finally:
                 # A traceback that a user keeps reaches this frame.
                 del mailbox
@@ -123,6 +122,7 @@ class Mailbox:
         self.inline: Optional[Waker] = None
         self.inline_thread: Optional[int] = None
         self._token = Token(self)  # good for any number of turns
+        self._opening = False  # what the callback sends goes first; the thread's that runs it
         self._client = client
         self._stats = stats  # what is counted here is the lock's
         self._lock = threading.Lock()
@@ -269,31 +269,27 @@ class Mailbox:
 
     # The consumer.
 
-    def run_token(self) -> None:
-        """Run a turn for a token that a dispatcher was given."""
-        with self._lock:
-            self._scheduled = False
-        self.run()
-
-    def run(self) -> bool:
+    def run(self, token: bool = False) -> bool:
         """Run what waits, one turn at most; nothing where a thread is at it already.
 
-        Returns whether more waits.
+        `token`: it is for the one that a dispatcher was given. Returns whether more waits.
         """
         with self._lock:
+            if token:
+                self._scheduled = False
             if self._running is not None or not self._items:
                 return False
             self._running = threading.get_ident()
-        outer = _here.mailbox, _here.opening
+        outer = _here.mailbox
         try:
-            _here.mailbox, _here.opening = self, False
+            _here.mailbox = self
             self.dispatcher.entered()
             for _ in range(_TURN):
                 # What is put in from now on is found below, under the lock.
                 if not self._items or not self._run_next():
                     break
         finally:
-            _here.mailbox, _here.opening = outer
+            _here.mailbox = outer
             with self._lock:
                 self._running = None
                 more = bool(self._items)
@@ -354,11 +350,11 @@ class Mailbox:
 
     def _run_call(self, client: WebSocketClient, kind: str, payload: Any) -> None:
         name, args = payload
-        _here.opening = kind == "opening"
+        self._opening = kind == "opening"
         try:
             self._call(client, name, args)
         finally:
-            _here.opening = False
+            self._opening = False
             del self, payload, args
 
     def _run_control(self, client: Optional[WebSocketClient], payload: Any, size: int) -> None:
@@ -613,7 +609,7 @@ class Mailbox:
 
     def opens_here(self) -> bool:
         """Whether what the calling thread sends goes before the queue."""
-        return _here.opening and _here.mailbox is self
+        return self._opening and _here.mailbox is self
 
     def _needs_token(self) -> bool:
         """Whether nobody is going to look here. With the lock held; the caller schedules."""

@@ -367,10 +367,10 @@ class Transport:
         self.received += len(data)
         return data
 
-    def receive(self, size: Optional[int] = None) -> Optional[bytes]:
+    def receive(self, size: int = 0) -> Optional[bytes]:
         """Return plain bytes; None where there are none now, b"" at the end of the stream.
 
-        At most `size`, of the network's bytes; None: what is good at this time.
+        At most `size`, of the network's bytes; 0: what is good at this time.
 
         Raises OSError (ssl.SSLError is one) when the connection broke.
         """
@@ -382,16 +382,15 @@ class Transport:
             return None
         count = len(data)
         self.received += count
-        if size is None:
-            # Much at a time where the network has much: it saves waits and hand-overs.
-            self._size = RECEIVE_MOST if count >= _RECEIVE else _RECEIVE
+        # Much at a time where the network has much: it saves waits and hand-overs.
+        self._size = RECEIVE_MOST if count >= _RECEIVE and not size else _RECEIVE
         return data
 
-    def _receive_tls(self, size: Optional[int]) -> Optional[bytes]:
+    def _receive_tls(self, size: int) -> Optional[bytes]:
         ended = self.ended
         data = None if ended else self._recv(size or self._size)
-        if size is None and data is not None:
-            self._size = _DECRYPT_MOST if len(data) >= _RECEIVE else _RECEIVE
+        if data is not None:
+            self._size = _DECRYPT_MOST if len(data) >= _RECEIVE and not size else _RECEIVE
         if data is None and not ended and not self._filters[-1].incoming.pending:
             return None  # otherwise: what came in one piece with the end of the handshake
         self.decrypting = True
