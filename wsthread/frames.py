@@ -10,6 +10,7 @@ from typing import (
     Any,
     Callable,
     Iterable,
+    Iterator,
     List,
     NamedTuple,
     NoReturn,
@@ -35,6 +36,7 @@ _RUN, _RUNS = 16, 256  # frames alike that are parsed at once: not fewer, not mo
 _FEW = 1024  # of so few bytes it is not worth while to look for a run of frames alike
 _KEYS = struct.Struct(256 * "4s")
 _FRAMES = 4096  # control frames, fragments and long messages that are parsed at a time, at most
+_SLICE = 1 << 18  # bytes that are masked at a time where there are more
 _NOT_UTF8 = "text is not valid UTF-8"
 
 Data = Union[bytes, bytearray, memoryview]
@@ -606,7 +608,15 @@ def encode_frame(first: int, payload: bytes) -> bytes:
     return header + key + mask(payload, key)
 
 
-def encode_parts(first: int, payload: bytes) -> Tuple[bytes, bytes]:
-    """Return the same in two parts, header and masked payload, for what is not to be copied."""
+def encode_parts(first: int, payload: bytes) -> Tuple[bytes, bytes, Iterator[bytes]]:
+    """Return the same in parts, for what is long: header, beginning, and the rest in slices.
+
+    Each slice is masked when it is asked for: it is sent while the processor's cache has it.
+    """
     key = _new_key()
-    return _header(first, len(payload)) + key, mask(payload, key)
+    header = _header(first, len(payload)) + key
+    if len(payload) <= _SLICE:
+        return header, mask(payload, key), iter(())
+    view = memoryview(payload)
+    rest = (mask(view[at : at + _SLICE], key) for at in range(_SLICE, len(payload), _SLICE))
+    return header, mask(view[:_SLICE], key), rest

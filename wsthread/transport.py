@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import Callable, Deque, Dict, List, Optional, TypeVar, Union
+from typing import Callable, Deque, Dict, Iterable, List, Optional, TypeVar, Union
 
 from .errors import ConnectTimeout
 from .tls import TLSFilter
@@ -423,27 +423,32 @@ class Transport:
         if data:
             self._push(data)
 
-    def send(self, frame: bytes, body: bytes = b"") -> bool:
+    def send(self, frame: bytes, body: bytes = b"", rest: Iterable[bytes] = ()) -> bool:
         """Write a frame while the out-buffer is empty; True when the kernel took all of it.
 
-        What is long comes as header and `body`, and is not copied. The same as `write` and
-        `flush`, with less ado: what the kernel takes at once is not in the out-buffer's counts.
-        Needs the lock.
+        What is long comes as header, `body` and its `rest`, and is not copied. The same as `write`
+        and `flush`, with less ado: what the kernel takes at once is not in the out-buffer's
+        counts. Needs the lock.
         """
         if self._filters or (body and not self._gathers):
             self.write(frame + body)
-            return self.flush()
-        try:
-            sent = self.sock.sendmsg((frame, body)) if body else self.sock.send(frame)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        if sent == len(frame) + len(body):
-            return True
-        for part in (frame, body):
-            if sent < len(part):
-                self._push(memoryview(part)[sent:])
-            sent = max(0, sent - len(part))
-        return False
+            self.flush()
+        else:
+            try:
+                sent = self.sock.sendmsg((frame, body)) if body else self.sock.send(frame)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            if sent < len(frame) + len(body):
+                for part in (frame, body):
+                    if sent < len(part):
+                        self._push(memoryview(part)[sent:])
+                    sent = max(0, sent - len(part))
+        for part in rest:
+            if self.out:
+                self.write(part)
+            else:
+                self.send(part)
+        return not self.out
 
     def flush(self) -> bool:
         """Give the kernel what it takes; True when nothing is left. Needs the lock.

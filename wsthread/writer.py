@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from typing import Callable, Collection, Deque, Generator, List, Optional, Protocol
+from typing import Callable, Collection, Deque, Generator, Iterable, List, Optional, Protocol, Tuple
 
 from .delegate import Message
 from .errors import WebSocketError
@@ -100,14 +100,16 @@ class FrameWriter:
                 return None
             if self.error is not None or self._work is not None:
                 return None
+            body: bytes = b""
+            rest: Iterable[bytes] = ()
             if size < _COPIED:
-                frame, body = encode_frame(FIN | opcode, payload), b""
+                frame = encode_frame(FIN | opcode, payload)
                 size = len(frame)
             else:
-                frame, body = encode_parts(FIN | opcode, payload)
+                frame, body, rest = encode_parts(FIN | opcode, payload)
                 size += len(frame)
             try:
-                if transport.send(frame, body):
+                if transport.send(frame, body, rest):
                     stats = self._stats
                     stats.bytes_sent += size
                     stats.messages_sent += 1
@@ -224,15 +226,22 @@ class FrameWriter:
         start = end = transport.queued
         for entry in batch:
             if entry.opcode >= 0:
-                frame = self._frame(entry, compressed)
-                parts.append(frame)
-                end += len(frame)
+                first, payload = self._content(entry, compressed)
+                if len(payload) <= BATCH:
+                    frame = encode_frame(first, payload)
+                    parts.append(frame)
+                    end += len(frame)
+                else:  # it is alone, and is not copied
+                    header, body, rest = encode_parts(first, payload)
+                    parts += (header, body, *rest)
+                    end += sum(map(len, parts))
             entry.end = end
         if frame_logger.isEnabledFor(logging.DEBUG):
             self._notes.extend(describe_frame(e.opcode, e.payload) for e in batch if e.opcode >= 0)
         self._begun.extend([entry for entry in batch if entry.opcode < OP_CLOSE])
         self._stats.bytes_sent += end - start
-        transport.write(b"".join(parts))
+        for part in parts if len(batch) == 1 else (b"".join(parts),):
+            transport.write(part)
         if transport.queued != end:
             # Under TLS the offsets of the records differ: all of a batch counts as sent with
             # its last byte.
@@ -242,15 +251,16 @@ class FrameWriter:
             self._close_end = transport.queued
             self._work = None  # it overtakes a message; `detach` gives that back
 
-    def _frame(self, entry: Entry, compressed: Optional[StopIteration]) -> bytes:
+    def _content(self, entry: Entry, compressed: Optional[StopIteration]) -> Tuple[int, bytes]:
+        """Return the first byte and the payload of an entry's frame."""
         payload: Optional[bytes] = None
         if compressed is not None:
             payload = compressed.value
         elif self._deflater is not None and entry.opcode < OP_CLOSE:
             payload = self._deflater.compress(entry.payload)
         if payload is None:
-            return encode_frame(FIN | entry.opcode, entry.payload)
-        return encode_frame(FIN | RSV1 | entry.opcode, payload)
+            return FIN | entry.opcode, entry.payload
+        return FIN | RSV1 | entry.opcode, payload
 
     def _log(self) -> None:
         with contextlib.suppress(IndexError):  # another thread takes them as well
