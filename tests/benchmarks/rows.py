@@ -68,12 +68,17 @@ def receive_rows() -> List[Row]:
     counts = {64: 300_000, 16 * KIB: 16_384, MIB: 256}
     rows = []
     for size, count in counts.items():
-        who = ALL if size == 64 else (*ALL, "bare")  # short frames alone would be all its work
         for kind, kind_name in KINDS.items():
+            who = ALL
+            if size > 64:  # short frames alone would be all its work
+                who = (*ALL, "bare")
+            elif kind == TEXT:
+                who = (*ALL, "app")
             targets: Tuple[Target, ...] = ()
             if size == 64 and kind == TEXT:
                 targets = (
                     Target("wsthread", ">=", 20, "websocket-client"),
+                    Target("wsthread", ">=", 20, "app"),
                     Target("wsthread", ">=", 1, "picows"),
                     Target("inline", ">=", 1, "websocket-rs"),
                 )
@@ -149,9 +154,10 @@ def other_rows() -> List[Row]:
             "echo 64 B, text",
             TRIP,
             64,
-            runs((*ALL, "bare"), "echo", 6_000, size=64),
+            runs((*ALL, "app", "bare", "bare inline"), "echo", 6_000, size=64),
             (
                 Target("wsthread", "<=", 0.6, "websocket-client"),
+                Target("wsthread", "<=", 0.6, "app"),
                 Target("inline", "<=", 1.1, "websocket-rs"),
             ),
         ),
@@ -197,18 +203,16 @@ def growth_rows(largest: int) -> List[Row]:
     ]
     rows = [grown("messages in a row", COST, 64, messages)]
     rows.append(grown("clients sharing a dispatcher", COST, 64, clients))
-    sizes = [
-        # The count is that of MiB, for the unit is per byte; the messages are fewer.
-        Run(
-            f"{n} MiB",
-            "wsthread",
-            "receive",
-            128,
-            {"kind": TEXT, "size": n * MIB, "count": 128 // n},
-        )
-        for n in (1, 4, 16, 64)
-    ]
-    rows.append(grown("size of a message", BYTE, MIB, sizes))
+    sizes = {
+        who: [
+            # The count is that of MiB, for the unit is per byte; the messages are fewer.
+            Run(f"{n} MiB", who, "receive", 128, {"kind": TEXT, "size": n * MIB, "count": 128 // n})
+            for n in (1, 4, 16, 64)
+        ]
+        for who in ("wsthread", "bare")
+    }
+    rows.append(grown("size of a message", BYTE, MIB, sizes["wsthread"]))
+    rows.append(Row("growth", "size of a message, bare Python", BYTE, MIB, tuple(sizes["bare"])))
     return rows
 
 

@@ -39,6 +39,8 @@ CONTENDERS = {
     ),
     "raw": Contender("raw socket", "socket", ("clients", "Raw")),
     "bare": Contender("bare Python", "websockets", ("clients", "Bare")),
+    "bare inline": Contender("bare Python, inline", "websockets", ("clients", "BareInline")),
+    "app": Contender("WebSocketApp", "websocket", ("app_client", "App"), slow=8),
     "websocket-client": Contender(
         "websocket-client", "websocket", ("clients", "WebsocketClient"), slow=8
     ),

@@ -1,0 +1,86 @@
+"""websocket-client's ``WebSocketApp``: like wsthread's, its messages come to a callback."""
+
+from __future__ import annotations
+
+import gc
+from time import perf_counter
+from typing import Any, Callable, List, Optional
+
+import websocket
+
+from .clients import Server, check
+from .messages import TEXT, Checker, stream
+
+
+class App:
+    def _run(
+        self,
+        server: Server,
+        url: str,
+        first: Any,
+        on_message: Callable[[Any, Any], None],
+        tls: bool = False,
+    ) -> float:
+        """Send the first message and run until closed; return when that was sent."""
+        began = 0.0
+        errors: List[Exception] = []
+
+        def on_open(app: Any) -> None:
+            nonlocal began
+            gc.collect()
+            began = perf_counter()
+            app.send(first)
+
+        app = websocket.WebSocketApp(
+            url,
+            on_open=on_open,
+            on_message=on_message,
+            on_error=lambda _, error: errors.append(error),
+        )
+        app.run_forever(
+            http_no_proxy=["127.0.0.1"],
+            # It would look at each byte in Python. Text then comes as bytes, and is decoded here.
+            skip_utf8_validation=True,
+            sslopt={"context": server.context()} if tls else None,
+        )
+        if errors:
+            raise errors[0]
+        return began
+
+    def receive(self, server: Server, kind: str, size: int, count: int, tls: bool = False) -> float:
+        checker = Checker(kind, size, count)
+        expected, ended = checker.next, 0.0
+        last: Any = None
+
+        check(kind, TEXT)
+
+        def on_message(app: Any, data: bytes) -> None:
+            nonlocal ended, last
+            message = data.decode()
+            if message != expected():
+                ended, last = perf_counter(), message
+                app.close()
+
+        url = server.url("receive", kind, size, count, tls=tls)
+        began = self._run(server, url, "go", on_message, tls)
+        checker.finish(last)
+        return ended - began
+
+    def echo(self, server: Server, size: int, count: int) -> float:
+        messages = stream(TEXT, size, count)
+        sent: Optional[str] = next(messages)
+        ended = 0.0
+
+        def on_message(app: Any, data: bytes) -> None:
+            nonlocal ended, sent
+            check(data.decode(), sent)
+            sent = next(messages, None)
+            if sent is None:
+                ended = perf_counter()
+                app.close()
+            else:
+                app.send(sent)
+
+        began = self._run(server, server.url("echo"), sent, on_message)
+        check(sent, None)
+        return ended - began
