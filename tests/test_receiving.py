@@ -18,7 +18,14 @@ from tests.test_sending import switching
 TEXT, BINARY, CLOSE, PING = 1, 2, 8, 9
 RSV1 = 0x40
 #: Least and most characters of a message, and how many messages.
-SHAPES = [(0, 1, 2000), (60, 60, 2000), (0, 130, 500), (0, 2000, 300), (0, 70_000, 40)]
+SHAPES = [
+    (0, 1, 2000),
+    (60, 60, 2000),
+    (0, 130, 500),
+    (0, 2000, 300),
+    (0, 70_000, 40),
+    (0, 900_000, 9),
+]
 #: What is sent at a time.
 CHUNKS = {"at once": 1 << 30, "large": 300_000, "small": 4000, "tiny": 50}
 EXTENSION = b"Sec-WebSocket-Extensions: permessage-deflate\r\n"
@@ -48,7 +55,7 @@ class Stream:
             text = self._chosen.choice("aé世") * size
             self.messages.append(text)
             return self._frames(TEXT, text.encode())
-        data = bytes(self._chosen.choices(range(256), k=size))
+        data = self._chosen.randbytes(size)
         self.messages.append(data)
         return self._frames(BINARY, data)
 
