@@ -49,8 +49,9 @@ class Connection:
         settings = session.settings
         self._session = session
         self._mailbox = session.mailbox
-        self._stats = session.known.stats
+        self._known, self._stats = session.known, session.known.stats
         self._limit = settings.receive_queue
+        self._blocks = self._limit.overflow == "block"
         self.transport = transport
         #: Decided for the whole connection, whatever delegates come.
         self._kind = "fragments" if "on_fragment" in session.overridden else "messages"
@@ -121,7 +122,7 @@ class Connection:
         return not (
             self.paused
             or self._failed()
-            or self._session.known.state is not ConnectionState.CONNECTED
+            or self._known.state is not ConnectionState.CONNECTED
             or self.transport.tls is not None  # who meets it decrypting leaves it his frame
             or not self._nothing_to_write()
         )
@@ -185,7 +186,7 @@ class Connection:
             self.over = True
         request = self._session.close_request
         if request is not None:
-            if self._session.known.state is ConnectionState.CONNECTED:
+            if self._known.state is ConnectionState.CONNECTED:
                 self._session.change(Event.CLOSE)
                 self._session.outbox.refuse("the client is closing")
                 self._session.outbox.close(request.payload, now=False)
@@ -227,7 +228,7 @@ class Connection:
         transport = self.transport
         before = transport.received
         try:
-            data = transport.receive(self._how_much())
+            data = transport.receive(self._how_much() if self.parser.left or self._long else 0)
         except OSError as error:
             self._broken(error)
             return False
@@ -243,7 +244,7 @@ class Connection:
         return False
 
     def _how_much(self) -> int:
-        """Return how many bytes to read at most; 0: what is good at this time.
+        """Return how many bytes to read at most in or behind a frame; 0: what is good now.
 
         The payload of a long frame is read alone, so that it need not be cut out of what else
         came, and is whole at once if the kernel has all of it. After one comes another, perhaps.
@@ -252,10 +253,8 @@ class Connection:
         if left >= _LONG or (left and self._long):
             self._long = self.transport.tls is None  # the end of a TLS record is elsewhere
             return min(left, RECEIVE_MOST) if self._long else 0
-        if self._long:
-            self._long = False
-            return _HEADER
-        return 0
+        behind, self._long = self._long, False
+        return _HEADER if behind else 0
 
     def received(self, data: bytes) -> bool:
         """Parse what came; return whether that left nothing to `attend` to."""
@@ -264,14 +263,14 @@ class Connection:
             return False
         parser, mailbox = self.parser, self._mailbox
         room, most = _UNLIMITED, self._limit.bytes
-        if self._blocking():
+        if self._blocks and self._known.state is ConnectionState.CONNECTED:
             room, most = mailbox.room(self._session.waker), max(1, most - mailbox.bytes)
         count = self._parse(data, room, most)
         if parser.error is not None:
             self._broken_by = parser.error
             self._fail_at = time.monotonic() + _LAST_WORDS
             return False
-        if self._failed():
+        if self.error is not None:
             return False
         full = count >= room or parser.size >= most or not parser.plain  # or may be
         if parser.pending or (full and not self._room()):
@@ -302,10 +301,7 @@ class Connection:
 
     def _blocking(self) -> bool:
         """Whether a full receive queue stops reading now; while closing it does not."""
-        return (
-            self._limit.overflow == "block"
-            and self._session.known.state is ConnectionState.CONNECTED
-        )
+        return self._blocks and self._known.state is ConnectionState.CONNECTED
 
     def _room(self) -> int:
         return self._mailbox.room(self._session.waker) if self._blocking() else _UNLIMITED
@@ -363,7 +359,7 @@ class Connection:
         self._stats.pongs_received += 1
         latency = self._session.outbox.ponged(payload, time.monotonic())
         if latency is not None:
-            self._session.known.latency = latency
+            self._known.latency = latency
         return latency
 
     def _deliver(self, messages: List[Any], size: int) -> None:
@@ -414,7 +410,7 @@ class Connection:
         self._closing(math.inf if timeout is None else timeout)
 
     def _closing(self, timeout: float) -> None:
-        if self._session.known.state is ConnectionState.CONNECTED:
+        if self._known.state is ConnectionState.CONNECTED:
             self._session.change(Event.CLOSE)
         self.close_deadline = min(self.close_deadline, time.monotonic() + timeout)
 
