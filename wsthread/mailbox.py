@@ -14,7 +14,7 @@ from .limits import QueueLimit
 from .outbox import Entry, move
 from .stats import ClientStats
 from .transport import Waker
-from .waits import nap, wait_event
+from .waits import Flag, hang, listen, nap, ring, wait_event
 
 if TYPE_CHECKING:
     from .client import WebSocketClient
@@ -44,7 +44,7 @@ class Life:
         #: Whether this is a forked child's copy, never unset.
         self.forked = False
         #: Set when the last callback has run, or never will.
-        self.over = threading.Event()
+        self.over = Flag()
 
 
 class Gate:
@@ -125,7 +125,6 @@ class Mailbox:
         self._client = client
         self._stats = stats  # what is counted here is the lock's
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
         # All of these are the lock's.
         self._items: Deque[Item] = deque()
         self.messages = 0  # waiting or being delivered
@@ -133,7 +132,7 @@ class Mailbox:
         self._scheduled = False  # a token is on its way
         self._running: Optional[int] = None  # the thread that runs callbacks
         self._starved: Optional[Waker] = None  # the reader that waits for room
-        self._watching = 0  # threads that wait for `_changed`
+        self._bells: List[threading.Lock] = []  # of threads that wait for any change
 
     # Producers: the reader, and senders for "sent".
 
@@ -496,12 +495,10 @@ class Mailbox:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     break
-                if not life.over.is_set() and (not self._items or self._running is not None):
-                    self._watching += 1
-                    try:
-                        self._changed.wait(nap(left))
-                    finally:
-                        self._watching -= 1
+                if life.over.is_set() or (self._items and self._running is None):
+                    continue
+                bell = hang(self._bells)
+            listen(self._bells, bell, nap(left))
         return wait_event(
             life.over, None if deadline is None else max(0.0, deadline - time.monotonic())
         )
@@ -530,8 +527,8 @@ class Mailbox:
 
     def _notify(self) -> None:
         """Wake who waits for a change. With the lock held."""
-        if self._watching:
-            self._changed.notify_all()
+        if self._bells:
+            ring(self._bells)
 
     def _take_sealed(self) -> List[Item]:
         """Take out and count what is sealed. With the lock held."""
@@ -590,7 +587,6 @@ class Mailbox:
     def forked(self) -> None:
         """In a forked child: nothing waits, and nobody runs. Takes no lock."""
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
         self._items.clear()
         self.messages = self.bytes = 0
         self._scheduled, self._running = False, None

@@ -12,7 +12,7 @@ from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError, raisab
 from .frames import OP_CLOSE, OP_PING, OP_PONG
 from .limits import QueueLimit
 from .stats import ClientStats
-from .waits import nap
+from .waits import hang, listen, nap, ring
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ class Outbox:
         self.largest = limit.bytes - OVERHEAD
         self.lock = threading.Lock()
         # All below are the lock's.
-        self._bells: List[threading.Lock] = []  # one for each thread that waits, locked
+        self._bells: List[threading.Lock] = []  # one for each thread that waits
         self.ready = False
         self.free = False
         self.pending = 0  # messages accepted and not yet with the kernel
@@ -244,21 +244,13 @@ class Outbox:
                 left = _left(deadline)
                 if left == 0:
                     return False
-                bell = threading.Lock()
-                bell.acquire()
-                self._bells.append(bell)
-            left = nap(left)
-            try:
-                bell.acquire(True, -1 if left is None else left)
-            finally:
-                with self.lock:
-                    if bell in self._bells:
-                        self._bells.remove(bell)
+                bell = hang(self._bells)
+            listen(self._bells, bell, nap(left))
 
     def _ring(self) -> None:
         """Have everybody who waits look again. Needs the lock."""
-        while self._bells:
-            self._bells.pop().release()
+        if self._bells:
+            ring(self._bells)
 
     def mend(self, begun: Iterable[Entry]) -> None:
         """A sender was interrupted anywhere: count anew, and let nobody sleep on what it left.

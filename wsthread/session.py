@@ -33,6 +33,7 @@ from .reconnect import Backoff, Reconnect, retried, retry_after
 from .source import prepare
 from .state import ConnectionState, Event, next_state
 from .transport import HANGUP, READ, Cancelled, Poller, Waiter, Waker
+from .waits import Flag
 from .writer import FrameWriter
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Session:
         self.waker = Waker()
         self.outbox = outbox
         #: Set while connected, and at the end: connect() waits for it.
-        self.settled = threading.Event()
+        self.settled = Flag()
         #: Why the first opening failed; for connect().
         self.failure: Optional[ConnectError] = None
         # Requests, written by any thread without a lock, never unset.
@@ -111,7 +112,7 @@ class Session:
         #: Names this life in the log, and its thread.
         self.label = f"client {next(_numbers)}"
         self.thread = Reader(_read, cell, f"wsthread-reader-{self.label[7:]}")
-        self.started = threading.Event()  # or could not be
+        self.started = Flag()  # or could not be
         self.begun_by = threading.get_ident()  # the thread whose connect() it is
         self.life = Life(self.thread)
 
