@@ -8,7 +8,6 @@ import math
 import threading
 import time
 import weakref
-from collections import deque
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Deque, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -27,7 +26,7 @@ from .errors import (
 )
 from .known import Known, Settings
 from .mailbox import Item, Life, Mailbox
-from .outbox import Entry, Outbox, move
+from .outbox import UNUSED, Entry, Outbox, move, used
 from .outbox import Ping as AskedPing
 from .reconnect import Backoff, Reconnect, retried, retry_after
 from .source import prepare
@@ -69,6 +68,43 @@ class Session:
     finalisers and signal handlers may make them; everything else is the reader's.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_backoff",
+        "_begun",
+        "_cell",
+        "_connection",
+        "_error",
+        "_poller",
+        "_uptime",
+        "_waiter",
+        "abort_request",
+        "awaited",
+        "begun_by",
+        "client",
+        "close_request",
+        "connect_timeout",
+        "drop_request",
+        "ever_open",
+        "failure",
+        "give_up_at",
+        "interrupted",
+        "known",
+        "label",
+        "life",
+        "mailbox",
+        "outbox",
+        "overridden",
+        "requested",
+        "sent",
+        "settings",
+        "settled",
+        "started",
+        "thread",
+        "waker",
+        "writer",
+    )
+
     def __init__(
         self, client: WebSocketClient, settings: Settings, known: Known, outbox: Outbox
     ) -> None:
@@ -99,7 +135,7 @@ class Session:
         self.ever_open = False
         #: The writer of the open connection, or None. Written by the reader.
         self.writer: Optional[FrameWriter] = None
-        self.sent: Deque[Entry] = deque()  # for on_sent; appended under the write lock
+        self.sent: Deque[Entry] = UNUSED  # for on_sent; assigned and appended under the write lock
         self._connection: Optional[Connection] = None
         self._begun: List[Entry] = []  # of the connection that has just ended
         self._uptime = 0.0  # its seconds
@@ -269,11 +305,12 @@ class Session:
         if "on_sent" in self.overridden:
             for entry in itertools.islice(begun, count):
                 entry.payload = b""  # only the message is told
+            self.sent = used(self.sent)
             move(begun, count, self.sent)
         elif count == len(begun):
             begun.clear()
         else:
-            move(begun, count, deque(maxlen=0))
+            move(begun, count, UNUSED)
 
     # The reader.
 

@@ -12,7 +12,7 @@ from typing import Callable, Collection, Deque, Generator, List, Optional, Proto
 from .delegate import Message
 from .errors import WebSocketError
 from .frames import FIN, OP_CLOSE, RSV1, describe_frame, encode_frame, encode_parts
-from .outbox import BATCH, Entry, Outbox
+from .outbox import BATCH, UNUSED, Entry, Outbox, used
 from .stats import ClientStats
 from .transport import Transport
 
@@ -74,7 +74,7 @@ class FrameWriter:
         self._notes: List[str] = []
         self._last = 0.0  # any thread's, without a lock: when a sender was here
         # All are the transport's lock's.
-        self._begun: Deque[Entry] = deque()  # in the out-buffer, and not yet reported
+        self._begun: Deque[Entry] = UNUSED  # in the out-buffer, and not yet reported
         self._batch: List[Entry] = []  # taken, on the way into the out-buffer
         self._large: List[Entry] = []  # the same; one large message, while it is compressed ...
         self._work: Optional[Generator[None, None, Optional[bytes]]] = None  # ... by this
@@ -127,6 +127,7 @@ class FrameWriter:
             entry.end = transport.queued
             if self.error is not None:
                 entry.end += size  # the kernel has refused it, and takes no more
+            self._begun = used(self._begun)
             self._begun.append(entry)
             outbox.begun(entry)
         return False
@@ -230,6 +231,7 @@ class FrameWriter:
             entry.end = end
         if frame_logger.isEnabledFor(logging.DEBUG):
             self._notes.extend(describe_frame(e.opcode, e.payload) for e in batch if e.opcode >= 0)
+        self._begun = used(self._begun)
         self._begun.extend([entry for entry in batch if entry.opcode < OP_CLOSE])
         self._stats.bytes_sent += end - start
         transport.write(b"".join(parts))
