@@ -42,6 +42,9 @@ def connect_tcp(
 
 def resolve(host: str, port: int, waiter: Waiter) -> List[Address]:
     """Return the host's TCP addresses, families alternating (RFC 8305 section 4)."""
+    literal = _literal(host, port)
+    if literal is not None:
+        return [literal]
     look_up = functools.partial(
         socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
     )
@@ -66,6 +69,20 @@ def resolve(host: str, port: int, waiter: Waiter) -> List[Address]:
     if not addresses:
         raise ConnectError(f"cannot resolve {host}: it has no IP address")
     return addresses
+
+
+def _literal(host: str, port: int) -> Optional[Address]:
+    """Return the address that a host without a zone is, or None: without the system's resolver.
+
+    It goes deep into the stack, whose pages stay the thread's as long as it lives.
+    """
+    for family, rest in ((socket.AF_INET, ()), (socket.AF_INET6, (0, 0))):
+        try:
+            socket.inet_pton(family, host)
+        except (OSError, ValueError):
+            continue
+        return family, (host, port, *rest)
+    return None
 
 
 class _Race:
