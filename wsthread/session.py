@@ -321,28 +321,25 @@ class Session:
         a user keeps would hold them.
         """
         try:
-            yield from self._live()
+            while True:
+                yield
+                code: Optional[int] = None
+                if self._attempt():
+                    yield from self._serve()
+                    code = self._conclude()
+                delay = self._decide(code)
+                self._report(code, over=delay is None)
+                if delay is None:
+                    break
+                yield from self._back_off(delay)
+                if self.ending():
+                    break
         except Exception as error:  # a bug; the client ends in order all the same
             logger.exception("%s: internal error", self.label)
             self._error = detached(error)
             if self._connection is not None:
                 self._report(self._conclude(), over=True)
         self._end()
-
-    def _live(self) -> Iterator[None]:
-        while True:
-            yield
-            code: Optional[int] = None
-            if self._attempt():
-                yield from self._serve()
-                code = self._conclude()
-            delay = self._decide(code)
-            self._report(code, over=delay is None)
-            if delay is None:
-                return
-            yield from self._back_off(delay)
-            if self.ending():
-                return
 
     def _attempt(self) -> bool:
         """Open a connection; True when it is open."""
