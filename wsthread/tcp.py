@@ -6,9 +6,8 @@ import functools
 import os
 import socket
 import time
-from collections import deque
 from itertools import zip_longest
-from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from .errors import ConnectError, detached
 from .transport import WRITE, Waiter
@@ -94,7 +93,7 @@ class _Race:
         local_address: Optional[Tuple[str, int]],
         sockopt: Sequence[Tuple[Any, ...]],
     ) -> None:
-        self._waiting: Deque[Address] = deque(addresses)
+        self._waiting: List[Address] = list(addresses)
         self._local_address = local_address
         self._sockopt = sockopt
         self._running: Dict[int, Tuple[socket.socket, str]] = {}  # by descriptor
@@ -108,7 +107,7 @@ class _Race:
             waiter.check()
             now = time.monotonic()
             if self._waiting and (now >= next_start or not self._running):
-                if self._start(*self._waiting.popleft()):
+                if self._start(*self._waiting.pop(0)):
                     next_start = now + _STAGGER
                 continue
             timeout = next_start - now if self._waiting else None
