@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Deque, List, Optional, Sequence, Tuple
 
 from .errors import detach
 from .limits import QueueLimit
-from .outbox import Entry, move
+from .outbox import UNUSED, Entry, move, used
 from .stats import ClientStats
 from .transport import Waker
 from .waits import Flag, hang, listen, nap, ring, wait_event
@@ -126,7 +126,7 @@ class Mailbox:
         self._stats = stats  # what is counted here is the lock's
         self._lock = threading.Lock()
         # All of these are the lock's.
-        self._items: Deque[Item] = deque()
+        self._items: Deque[Item] = UNUSED
         self.messages = 0  # waiting or being delivered
         self.bytes = 0  # of these
         self._scheduled = False  # a token is on its way
@@ -146,6 +146,7 @@ class Mailbox:
         gone: Sequence[Item] = ()
         with self._lock:
             for item in items:
+                self._items = used(self._items)
                 self._items.append(item)
                 self._count(item, 1)
                 if item[3].sealed:
@@ -170,6 +171,8 @@ class Mailbox:
             if life.sealed:
                 stats.messages_dropped += count
                 return
+            if self._items is UNUSED:
+                self._items = deque()
             self._items.append((kind, messages, size, life))
             self.messages += count
             self.bytes += size
@@ -192,6 +195,7 @@ class Mailbox:
             if not sent or life.sealed:
                 return
             batch: List[Entry] = []
+            self._items = used(self._items)
             self._items.append(("sent", batch, 0, life))
             move(sent, len(sent), batch)
             self._notify()
