@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Callable, List, Optional, Sequence, Tuple, Union
 
 import h11
-import websocket
+from websocket._handshake import handshake
 
 from .errors import ConnectError, HandshakeError, detached
 from .headers import Extensions, Fields, find, parse_extensions
@@ -114,9 +114,6 @@ class _Stream:
     def recv(self, size: int) -> bytes:
         return self._answer.read(size)
 
-    def close(self) -> None:
-        """The connection is not websocket-client's to close."""
-
 
 def _run_websocket_client(stream: _Stream, request: UpgradeRequest) -> Optional[Exception]:
     """Let websocket-client do a handshake over the stream; return what it failed with."""
@@ -126,15 +123,18 @@ def _run_websocket_client(stream: _Stream, request: UpgradeRequest) -> Optional[
         header.append(f"Sec-WebSocket-Protocol: {', '.join(request.subprotocols)}")
     if request.offer:
         header.append(f"Sec-WebSocket-Extensions: {request.offer}")
-    client = websocket.WebSocket(enable_multithread=False)
     try:
-        client.connect(  # type: ignore[no-untyped-call]
-            "ws://host.invalid/",  # a name no cookie is kept for; the real one is put in below
-            socket=stream,
+        # Not by its `WebSocket`, which needs a host name, and so looks for cookies: that sorts a
+        # list, which takes another page of the thread's stack. The real host is put in below.
+        handshake(
+            stream,
+            "ws:",
+            "",
+            80,
+            "/",
             header=header,
             origin=request.origin,
             suppress_origin=request.origin is None,
-            redirect_limit=0,
         )
     except _Interrupted as interrupted:
         return interrupted.error
@@ -142,8 +142,6 @@ def _run_websocket_client(stream: _Stream, request: UpgradeRequest) -> Optional[
         failure = HandshakeError(f"websocket-client does not take the answer: {error}")
         failure.__cause__ = detached(error)
         return failure
-    finally:
-        del client.frame_buffer  # it holds a bound method of the client: a cycle
     return None
 
 
