@@ -41,6 +41,27 @@ class Connection:
     and then `conclude`, which cuts every tie.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_broken_by",
+        "_fail_at",
+        "_kind",
+        "_session",
+        "close_deadline",
+        "close_received",
+        "error",
+        "gate",
+        "gate_deadline",
+        "hung_up",
+        "keepalive",
+        "opened_at",
+        "over",
+        "parser",
+        "paused",
+        "transport",
+        "writer",
+    )
+
     def __init__(
         self, session: Session, transport: Transport, agreement: Optional[Agreement]
     ) -> None:

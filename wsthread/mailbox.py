@@ -106,6 +106,25 @@ class Mailbox:
     they end, because an error that a user keeps holds its frames and their callers.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_bells",
+        "_client",
+        "_items",
+        "_lock",
+        "_running",
+        "_scheduled",
+        "_starved",
+        "_stats",
+        "bytes",
+        "changed",
+        "dispatcher",
+        "inline",
+        "inline_thread",
+        "limit",
+        "messages",
+    )
+
     def __init__(
         self,
         client: weakref.ref[WebSocketClient],

@@ -98,6 +98,33 @@ class Outbox:
     `free`: nothing waits, and a message need not go through here (`FrameWriter.write_now`).
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_awaited",
+        "_bells",
+        "_close",
+        "_close_now",
+        "_first",
+        "_first_bytes",
+        "_gated",
+        "_limit",
+        "_open",
+        "_pings",
+        "_pongs",
+        "_queue",
+        "_refusal",
+        "_stats",
+        "_waiting",
+        "bytes",
+        "close_taken",
+        "failure",
+        "free",
+        "largest",
+        "lock",
+        "pending",
+        "ready",
+    )
+
     def __init__(self, limit: QueueLimit, stats: ClientStats) -> None:
         self._limit = limit
         self._stats = stats

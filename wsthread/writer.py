@@ -50,6 +50,25 @@ class FrameWriter:
     which compresses it step by step: it reads in between, and control frames go.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_batch",
+        "_begun",
+        "_close_end",
+        "_deflater",
+        "_label",
+        "_large",
+        "_largest",
+        "_last",
+        "_notes",
+        "_outbox",
+        "_report",
+        "_stats",
+        "_transport",
+        "_work",
+        "error",
+    )
+
     def __init__(
         self,
         outbox: Outbox,
