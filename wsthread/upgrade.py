@@ -12,6 +12,7 @@ import base64
 import functools
 import hashlib
 import io
+import sys
 import time
 from dataclasses import dataclass
 from typing import Callable, List, Optional, Sequence, Tuple, Union
@@ -195,8 +196,8 @@ def _check_answer(
     response: Union[h11.Response, h11.InformationalResponse],
     key: str,
 ) -> Tuple[bytes, Upgraded]:
-    fields = [
-        (name.decode("latin-1"), value.decode("latin-1"))
+    fields = [  # kept, and the names are the same for many clients
+        (sys.intern(name.decode("latin-1")), value.decode("latin-1"))
         for name, value in response.headers.raw_items()
     ]
     status = response.status_code
