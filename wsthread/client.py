@@ -214,16 +214,16 @@ class WebSocketClient:
         self.overridden: FrozenSet[str] = frozenset()
         self._delegate: Optional[object] = None
         self._weak_delegate: Optional[weakref.ref[object]] = None
+        reference = _Reference(self, _forget)
+        reference.key = id(self)
         #: This client's events; the session puts them in.
         self.mailbox = Mailbox(
-            weakref.ref(self), dispatcher or OwnThreadDispatcher(), receive_queue, self._known.stats
+            reference, dispatcher or OwnThreadDispatcher(), receive_queue, self._known.stats
         )
         self._lock = threading.RLock()  # a life that fails to start ends within connect()
         # The lock's; like `_session` read without it where no lock may be taken.
         self._life: Optional[Life] = None
         self._set_delegate(delegate, weak_delegate, stacklevel=2)
-        reference = _Reference(self, _forget)
-        reference.key = id(self)
         clients[reference.key] = reference
 
     # What is known. Any thread.

@@ -109,7 +109,6 @@ class Mailbox:
     __slots__ = (
         "__weakref__",
         "_bells",
-        "_client",
         "_items",
         "_lock",
         "_running",
@@ -118,6 +117,7 @@ class Mailbox:
         "_stats",
         "bytes",
         "changed",
+        "client",
         "dispatcher",
         "inline",
         "inline_thread",
@@ -141,7 +141,7 @@ class Mailbox:
         #: The lock's.
         self.inline: Optional[Waker] = None
         self.inline_thread: Optional[int] = None
-        self._client = client
+        self.client = client  # weak, and held by all who need it
         self._stats = stats  # what is counted here is the lock's
         self._lock = threading.Lock()
         # All of these are the lock's.
@@ -334,7 +334,7 @@ class Mailbox:
             if self.limit.overflow == "drop_oldest" and kind in ("messages", "fragments"):
                 payload, size = self._slice(kind, payload, size, life)
         # While its finaliser runs, a weak reference still gives the client.
-        client = None if life.dropped else self._client()
+        client = None if life.dropped else self.client()
         try:
             if kind == "messages" or kind == "fragments":
                 self._run_messages(client, kind, payload, size, life)

@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Deque, Iterator, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Deque, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from .connection import Connection
 from .deflate import Agreement
@@ -108,7 +108,7 @@ class Session:
     def __init__(
         self, client: WebSocketClient, settings: Settings, known: Known, outbox: Outbox
     ) -> None:
-        self.client = weakref.ref(client)
+        self.client = client.mailbox.client
         self.settings = settings
         self.known = known
         self.mailbox: Mailbox = client.mailbox
@@ -137,7 +137,7 @@ class Session:
         self.writer: Optional[FrameWriter] = None
         self.sent: Deque[Entry] = UNUSED  # for on_sent; assigned and appended under the write lock
         self._connection: Optional[Connection] = None
-        self._begun: List[Entry] = []  # of the connection that has just ended
+        self._begun: Sequence[Entry] = ()  # of the connection that has just ended
         self._uptime = 0.0  # its seconds
         self._backoff: Optional[Backoff] = None
         self._error: Optional[BaseException] = None  # what ended the attempt or connection
@@ -489,8 +489,9 @@ class Session:
             closed = ConnectionClosed(
                 f"not sent: {describe_close(code, self.known.close_reason or '')}", code
             )
-            back, self._begun = self._begun, []
-            items += self._unsent_items(back + self.outbox.lost(closed, over), closed)
+            back, self._begun = self._begun, ()
+            lost = self.outbox.lost(closed, over)
+            items += self._unsent_items([*back, *lost], closed)
         elif over:
             items += self._unsent_items(*self._give_up())
         raised = code is None and self.awaited and not self.ever_open  # by connect()

@@ -7,7 +7,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from typing import Callable, Collection, Deque, Generator, List, Optional, Protocol
+from typing import Callable, Collection, Deque, Generator, List, Optional, Protocol, Sequence
 
 from .delegate import Message
 from .errors import WebSocketError
@@ -95,7 +95,7 @@ class FrameWriter:
         # All are the transport's lock's.
         self._begun: Deque[Entry] = UNUSED  # in the out-buffer, and not yet reported
         self._batch: List[Entry] = []  # taken, on the way into the out-buffer
-        self._large: List[Entry] = []  # the same; one large message, while it is compressed ...
+        self._large: Sequence[Entry] = ()  # the same; one large message, while it is compressed ...
         self._work: Optional[Generator[None, None, Optional[bytes]]] = None  # ... by this
         self._close_end = -1  # the offset behind the close frame
         self.error: Optional[OSError] = None  # writing is over
@@ -235,9 +235,9 @@ class FrameWriter:
             next(work)
         except StopIteration as end:
             self._put(self._large, end)
-            self._large, self._work = [], None
+            self._large, self._work = (), None
 
-    def _put(self, batch: List[Entry], compressed: Optional[StopIteration] = None) -> None:
+    def _put(self, batch: Sequence[Entry], compressed: Optional[StopIteration] = None) -> None:
         """Encode a batch, or one message that is `compressed`, into the out-buffer."""
         transport = self._transport
         parts: List[bytes] = []
@@ -298,6 +298,6 @@ class FrameWriter:
             self._tell()
             begun = self._unsettled()
             self._begun.clear()
-            self._large, self._batch, self._work = [], [], None
+            self._large, self._batch, self._work = (), [], None
         self._log()
         return self._outbox.failed(begun, error)
