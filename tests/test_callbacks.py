@@ -28,6 +28,7 @@ from tests.support import (
 from tests.test_dispatchers import KINDS, Rig, quick, received
 from wsthread import ConnectionState, QueueLimit
 from wsthread.testing import RecordingDelegate
+from wsthread.waits import Flag
 
 THREADED = [kind for kind in KINDS if kind != "inline"]
 
@@ -1092,16 +1093,16 @@ def test_promise_01_a_kept_interrupt_of_connect_keeps_no_session(
     """As Ctrl-C does while connect() waits; sys.last_exc would keep it like this."""
     client = quick(url, RecordingDelegate())
     seen: List[Any] = []
-    wait = threading.Event.wait
+    wait = Flag.wait
 
-    def interrupted(event: threading.Event, timeout: Any = None) -> bool:
+    def interrupted(event: Flag, timeout: Any = None) -> bool:
         session = client._session
         if session is not None and event is session.settled:
             seen.append(weakref.ref(session))
             raise KeyboardInterrupt
         return wait(event, timeout)
 
-    monkeypatch.setattr(threading.Event, "wait", interrupted)
+    monkeypatch.setattr(Flag, "wait", interrupted)
     try:
         client.connect()
     except KeyboardInterrupt as error:

@@ -50,6 +50,8 @@ _CALLBACK_GRACE = 0.15
 #: A reader acts on its deadline within this; only a callback that blocks it inline takes longer.
 _READER_GRACE = 0.2
 
+_RECONNECT = Reconnect()
+
 HeadersLike = Union[Mapping[str, str], Iterable[Tuple[str, str]]]
 Timeout = Optional[float]
 
@@ -58,8 +60,15 @@ Timeout = Optional[float]
 clients: Dict[int, weakref.ref[WebSocketClient]] = {}
 
 
-def _forget(key: int, reference: object) -> None:
-    clients.pop(key, None)
+class _Reference(weakref.ref["WebSocketClient"]):
+    """A weak reference with its key in `clients`."""
+
+    __slots__ = ("key",)
+    key: int
+
+
+def _forget(reference: _Reference) -> None:
+    clients.pop(reference.key, None)
 
 
 class WebSocketClient:
@@ -154,7 +163,7 @@ class WebSocketClient:
 
         use_speedups()
         if isinstance(reconnect, bool):
-            reconnect_policy = Reconnect() if reconnect else None
+            reconnect_policy = _RECONNECT if reconnect else None
         elif isinstance(reconnect, Reconnect):
             reconnect_policy = reconnect
         else:
@@ -205,15 +214,17 @@ class WebSocketClient:
         self.overridden: FrozenSet[str] = frozenset()
         self._delegate: Optional[object] = None
         self._weak_delegate: Optional[weakref.ref[object]] = None
+        reference = _Reference(self, _forget)
+        reference.key = id(self)
         #: This client's events; the session puts them in.
         self.mailbox = Mailbox(
-            weakref.ref(self), dispatcher or OwnThreadDispatcher(), receive_queue, self._known.stats
+            reference, dispatcher or OwnThreadDispatcher(), receive_queue, self._known.stats
         )
         self._lock = threading.RLock()  # a life that fails to start ends within connect()
         # The lock's; like `_session` read without it where no lock may be taken.
         self._life: Optional[Life] = None
         self._set_delegate(delegate, weak_delegate, stacklevel=2)
-        clients[id(self)] = weakref.ref(self, functools.partial(_forget, id(self)))
+        clients[reference.key] = reference
 
     # What is known. Any thread.
 

@@ -43,6 +43,33 @@ class Connection:
     and then `conclude`, which cuts every tie.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_blocks",
+        "_broken_by",
+        "_fail_at",
+        "_kind",
+        "_known",
+        "_limit",
+        "_long",
+        "_mailbox",
+        "_session",
+        "_stats",
+        "close_deadline",
+        "close_received",
+        "error",
+        "gate",
+        "gate_deadline",
+        "hung_up",
+        "keepalive",
+        "opened_at",
+        "over",
+        "parser",
+        "paused",
+        "transport",
+        "writer",
+    )
+
     def __init__(
         self, session: Session, transport: Transport, agreement: Optional[Agreement]
     ) -> None:

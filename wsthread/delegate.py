@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Callable, FrozenSet, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, Optional, Union
 
 if TYPE_CHECKING:
     from .client import WebSocketClient
@@ -89,6 +89,10 @@ class CallbackDelegate(WebSocketDelegate):
             setattr(self, name, function)
 
 
+#: One for all delegates that have the same.
+_found: Dict[FrozenSet[str], FrozenSet[str]] = {}
+
+
 def overridden(delegate: object) -> FrozenSet[str]:
     """Return the names of the callbacks that `delegate` has a method of its own for."""
     names = set()
@@ -97,7 +101,8 @@ def overridden(delegate: object) -> FrozenSet[str]:
         function = getattr(method, "__func__", method)
         if callable(method) and function is not getattr(WebSocketDelegate, name):
             names.add(name)
-    return frozenset(names)
+    found = frozenset(names)
+    return _found.setdefault(found, found)
 
 
 def warn_of_typos(delegate: object, stacklevel: int) -> None:

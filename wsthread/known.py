@@ -21,6 +21,18 @@ _TIMES = ("connect_timeout", "close_timeout", "send_timeout", "ping_interval", "
 class Settings:
     """The plain values of the constructor; they hold no object of the user's."""
 
+    __slots__ = (
+        "close_timeout",
+        "connect_timeout",
+        "max_message_size",
+        "open_grace",
+        "ping_interval",
+        "ping_timeout",
+        "receive_queue",
+        "send_queue",
+        "send_timeout",
+    )
+
     max_message_size: Optional[int]
     connect_timeout: Optional[float]
     close_timeout: Optional[float]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Deque, List, Optional, Sequence, Tuple
 
 from .errors import detach
 from .limits import QueueLimit
-from .outbox import Entry, move
+from .outbox import UNUSED, Entry, move, used
 from .stats import ClientStats
 from .transport import Waker
-from .waits import nap, wait_event
+from .waits import Flag, hang, listen, nap, ring, wait_event
 
 if TYPE_CHECKING:
     from .client import WebSocketClient
@@ -44,7 +44,7 @@ class Life:
         #: Whether this is a forked child's copy, never unset.
         self.forked = False
         #: Set when the last callback has run, or never will.
-        self.over = threading.Event()
+        self.over = Flag()
 
 
 class Gate:
@@ -105,6 +105,27 @@ class Mailbox:
     they end, because an error that a user keeps holds its frames and their callers.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_bells",
+        "_items",
+        "_lock",
+        "_opening",
+        "_running",
+        "_scheduled",
+        "_starved",
+        "_stats",
+        "_token",
+        "bytes",
+        "changed",
+        "client",
+        "dispatcher",
+        "inline",
+        "inline_thread",
+        "limit",
+        "messages",
+    )
+
     def __init__(
         self,
         client: weakref.ref[WebSocketClient],
@@ -121,20 +142,19 @@ class Mailbox:
         #: The lock's.
         self.inline: Optional[Waker] = None
         self.inline_thread: Optional[int] = None
-        self._token = Token(self)  # good for any number of turns
+        self._token: Optional[Token] = None  # any thread's: one is as good as another
         self._opening = False  # what the callback sends goes first; the thread's that runs it
-        self._client = client
+        self.client = client  # weak, and held by all who need it
         self._stats = stats  # what is counted here is the lock's
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
         # All of these are the lock's.
-        self._items: Deque[Item] = deque()
+        self._items: Deque[Item] = UNUSED
         self.messages = 0  # waiting or being delivered
         self.bytes = 0  # of these
         self._scheduled = False  # a token is on its way
         self._running: Optional[int] = None  # the thread that runs callbacks
         self._starved: Optional[Waker] = None  # the reader that waits for room
-        self._watching = 0  # threads that wait for `_changed`
+        self._bells: List[threading.Lock] = []  # of threads that wait for any change
 
     # Producers: the reader, and senders for "sent".
 
@@ -148,6 +168,7 @@ class Mailbox:
         gone: Sequence[Item] = ()
         with self._lock:
             for item in items:
+                self._items = used(self._items)
                 self._items.append(item)
                 self._count(item, 1)
                 if item[3].sealed:
@@ -172,6 +193,8 @@ class Mailbox:
             if life.sealed:
                 stats.messages_dropped += count
                 return
+            if self._items is UNUSED:
+                self._items = deque()
             self._items.append((kind, messages, size, life))
             self.messages += count
             self.bytes += size
@@ -179,7 +202,7 @@ class Mailbox:
                 stats.receive_queue_peak_messages = self.messages
             if self.bytes > stats.receive_queue_peak_bytes:
                 stats.receive_queue_peak_bytes = self.bytes
-            if self._watching:
+            if self._bells:
                 self._notify()
             # Who runs this mailbox looks again, and so does the reader where that is who runs it.
             if self._scheduled or self._running is not None or self.dispatcher.inline:
@@ -197,6 +220,7 @@ class Mailbox:
             if not sent or life.sealed:
                 return
             batch: List[Entry] = []
+            self._items = used(self._items)
             self._items.append(("sent", batch, 0, life))
             move(sent, len(sent), batch)
             self._notify()
@@ -295,7 +319,7 @@ class Mailbox:
                 more = bool(self._items)
                 schedule = more and not self._scheduled and not self.dispatcher.inline
                 self._scheduled = self._scheduled or schedule
-                if self._watching:
+                if self._bells:
                     self._notify()
                 starved = None if more else self._starved
             if schedule:
@@ -314,7 +338,7 @@ class Mailbox:
             if self.limit.overflow == "drop_oldest" and kind in ("messages", "fragments"):
                 payload, size = self._slice(kind, payload, size, life)
         # While its finaliser runs, a weak reference still gives the client.
-        client = None if life.dropped else self._client()
+        client = None if life.dropped else self.client()
         try:
             if kind == "messages" or kind == "fragments":
                 self._run_messages(client, kind, payload, size, life)
@@ -498,12 +522,10 @@ class Mailbox:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     break
-                if not life.over.is_set() and (not self._items or self._running is not None):
-                    self._watching += 1
-                    try:
-                        self._changed.wait(nap(left))
-                    finally:
-                        self._watching -= 1
+                if life.over.is_set() or (self._items and self._running is None):
+                    continue
+                bell = hang(self._bells)
+            listen(self._bells, bell, nap(left))
         return wait_event(
             life.over, None if deadline is None else max(0.0, deadline - time.monotonic())
         )
@@ -532,8 +554,8 @@ class Mailbox:
 
     def _notify(self) -> None:
         """Wake who waits for a change. With the lock held."""
-        if self._watching:
-            self._changed.notify_all()
+        if self._bells:
+            ring(self._bells)
 
     def _take_sealed(self) -> List[Item]:
         """Take out and count what is sealed. With the lock held."""
@@ -592,7 +614,6 @@ class Mailbox:
     def forked(self) -> None:
         """In a forked child: nothing waits, and nobody runs. Takes no lock."""
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
         self._items.clear()
         self.messages = self.bytes = 0
         self._scheduled, self._running = False, None
@@ -626,7 +647,10 @@ class Mailbox:
     def schedule(self) -> None:
         """Have the dispatcher run what waits, after `append` asked for it."""
         try:
-            self.dispatcher.schedule(self._token)
+            token = self._token
+            if token is None:  # one is good for any number of turns
+                token = self._token = Token(self)
+            self.dispatcher.schedule(token)
         except Exception as error:
             # A pool that was shut down, a loop that was closed, an interpreter that ends:
             # there is nobody left to tell.

@@ -6,13 +6,13 @@ import itertools
 import threading
 import time
 from collections import deque
-from typing import Callable, Deque, Iterable, List, Optional, Sequence, TypeVar, Union
+from typing import Any, Callable, Deque, Iterable, List, Optional, Sequence, TypeVar, Union
 
 from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError, raisable
 from .frames import OP_CLOSE, OP_PING, OP_PONG
 from .limits import QueueLimit
 from .stats import ClientStats
-from .waits import nap
+from .waits import hang, listen, nap, ring
 
 T = TypeVar("T")
 
@@ -44,6 +44,16 @@ class Entry:
         self.awaited = False  # its sender waits, and raises the outcome itself
         self.counted = False  # among those pending
         self.outcome: Union[bool, BaseException, None] = None  # True once it is with the kernel
+
+
+#: Stands for a queue that nothing was put into yet. Most clients never need most of theirs, and
+#: an empty deque takes 0.75 KiB. What is put in here all the same is dropped.
+UNUSED: Deque[Any] = deque(maxlen=0)
+
+
+def used(queue: Deque[T]) -> Deque[T]:
+    """Return the queue, or a new one in place of `UNUSED`, to put something into."""
+    return deque() if queue is UNUSED else queue
 
 
 def move(source: Deque[T], count: int, target: Union[List[T], Deque[T]]) -> None:
@@ -88,6 +98,33 @@ class Outbox:
     `free`: nothing waits, and a message need not go through here (`FrameWriter.write_now`).
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_awaited",
+        "_bells",
+        "_close",
+        "_close_now",
+        "_first",
+        "_first_bytes",
+        "_gated",
+        "_limit",
+        "_open",
+        "_pings",
+        "_pongs",
+        "_queue",
+        "_refusal",
+        "_stats",
+        "_waiting",
+        "bytes",
+        "close_taken",
+        "failure",
+        "free",
+        "largest",
+        "lock",
+        "pending",
+        "ready",
+    )
+
     def __init__(self, limit: QueueLimit, stats: ClientStats) -> None:
         self._limit = limit
         self._stats = stats
@@ -95,13 +132,13 @@ class Outbox:
         self.largest = limit.bytes - OVERHEAD
         self.lock = threading.Lock()
         # All below are the lock's.
-        self._bells: List[threading.Lock] = []  # one for each thread that waits, locked
+        self._bells: List[threading.Lock] = []  # one for each thread that waits
         self.ready = False
         self.free = False
         self.pending = 0  # messages accepted and not yet with the kernel
         self.bytes = 0  # of these
-        self._queue: Deque[Entry] = deque()
-        self._first: Deque[Entry] = deque()  # what on_open sends
+        self._queue: Deque[Entry] = UNUSED
+        self._first: Deque[Entry] = UNUSED  # what on_open sends
         self._first_bytes = 0  # ... and its size
         self._waiting: List[Ticket] = []  # senders that wait for room, oldest first
         self._refusal: Optional[str] = None  # why nothing is accepted any more
@@ -145,6 +182,7 @@ class Outbox:
         if self._gated or not self._open or self.close_taken or self._refusal is not None:
             return False
         entry.counted = True
+        self._queue = used(self._queue)
         self._queue.append(entry)
         self._count(pending, size)
         self.ready, self.free = True, False
@@ -196,9 +234,11 @@ class Outbox:
             entry.counted = True
         self._count(self.pending + len(entries), self.bytes + size)
         if first and self._gated:
+            self._first = used(self._first)
             self._first.extend(entries)
             self._first_bytes += size
         else:
+            self._queue = used(self._queue)
             self._queue.extend(entries)
         if len(entries) == 1 and size > self._limit.bytes and may_wait and self._open:
             entries[0].awaited = True
@@ -244,21 +284,13 @@ class Outbox:
                 left = _left(deadline)
                 if left == 0:
                     return False
-                bell = threading.Lock()
-                bell.acquire()
-                self._bells.append(bell)
-            left = nap(left)
-            try:
-                bell.acquire(True, -1 if left is None else left)
-            finally:
-                with self.lock:
-                    if bell in self._bells:
-                        self._bells.remove(bell)
+                bell = hang(self._bells)
+            listen(self._bells, bell, nap(left))
 
     def _ring(self) -> None:
         """Have everybody who waits look again. Needs the lock."""
-        while self._bells:
-            self._bells.pop().release()
+        if self._bells:
+            ring(self._bells)
 
     def mend(self, begun: Iterable[Entry]) -> None:
         """A sender was interrupted anywhere: count anew, and let nobody sleep on what it left.
@@ -311,6 +343,7 @@ class Outbox:
             if self._refusal is not None and not self.pending:
                 raise NotConnected(self._refusal)
             entry.awaited = True
+            self._queue = used(self._queue)
             self._queue.append(entry)
             self._update()
         return entry

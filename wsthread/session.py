@@ -8,9 +8,8 @@ import math
 import threading
 import time
 import weakref
-from collections import deque
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Deque, Iterator, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Deque, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from .connection import Connection
 from .deflate import Agreement
@@ -27,12 +26,13 @@ from .errors import (
 )
 from .known import Known, Settings
 from .mailbox import Item, Life, Mailbox
-from .outbox import Entry, Outbox, move
+from .outbox import UNUSED, Entry, Outbox, move, used
 from .outbox import Ping as AskedPing
 from .reconnect import Backoff, Reconnect, retried, retry_after
 from .source import prepare
 from .state import ConnectionState, Event, next_state
 from .transport import HANGUP, READ, Cancelled, Poller, Waiter, Waker
+from .waits import Flag
 from .writer import FrameWriter
 
 if TYPE_CHECKING:
@@ -68,10 +68,47 @@ class Session:
     finalisers and signal handlers may make them; everything else is the reader's.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_backoff",
+        "_begun",
+        "_cell",
+        "_connection",
+        "_error",
+        "_poller",
+        "_uptime",
+        "_waiter",
+        "abort_request",
+        "awaited",
+        "begun_by",
+        "client",
+        "close_request",
+        "connect_timeout",
+        "drop_request",
+        "ever_open",
+        "failure",
+        "give_up_at",
+        "interrupted",
+        "known",
+        "label",
+        "life",
+        "mailbox",
+        "outbox",
+        "overridden",
+        "requested",
+        "sent",
+        "settings",
+        "settled",
+        "started",
+        "thread",
+        "waker",
+        "writer",
+    )
+
     def __init__(
         self, client: WebSocketClient, settings: Settings, known: Known, outbox: Outbox
     ) -> None:
-        self.client = weakref.ref(client)
+        self.client = client.mailbox.client
         self.settings = settings
         self.known = known
         self.mailbox: Mailbox = client.mailbox
@@ -79,7 +116,7 @@ class Session:
         self.waker = Waker()
         self.outbox = outbox
         #: Set while connected, and at the end: connect() waits for it.
-        self.settled = threading.Event()
+        self.settled = Flag()
         #: Why the first opening failed; for connect().
         self.failure: Optional[ConnectError] = None
         # Requests, written by any thread without a lock, never unset.
@@ -98,9 +135,9 @@ class Session:
         self.ever_open = False
         #: The writer of the open connection, or None. Written by the reader.
         self.writer: Optional[FrameWriter] = None
-        self.sent: Deque[Entry] = deque()  # for on_sent; appended under the write lock
+        self.sent: Deque[Entry] = UNUSED  # for on_sent; assigned and appended under the write lock
         self._connection: Optional[Connection] = None
-        self._begun: List[Entry] = []  # of the connection that has just ended
+        self._begun: Sequence[Entry] = ()  # of the connection that has just ended
         self._uptime = 0.0  # its seconds
         self._backoff: Optional[Backoff] = None
         self._error: Optional[BaseException] = None  # what ended the attempt or connection
@@ -111,7 +148,7 @@ class Session:
         #: Names this life in the log, and its thread.
         self.label = f"client {next(_numbers)}"
         self.thread = Reader(_read, cell, f"wsthread-reader-{self.label[7:]}")
-        self.started = threading.Event()  # or could not be
+        self.started = Flag()  # or could not be
         self.begun_by = threading.get_ident()  # the thread whose connect() it is
         self.life = Life(self.thread)
 
@@ -268,11 +305,12 @@ class Session:
         if "on_sent" in self.overridden:
             for entry in itertools.islice(begun, count):
                 entry.payload = b""  # only the message is told
+            self.sent = used(self.sent)
             move(begun, count, self.sent)
         elif count == len(begun):
             begun.clear()
         else:
-            move(begun, count, deque(maxlen=0))
+            move(begun, count, UNUSED)
 
     # The reader.
 
@@ -283,28 +321,25 @@ class Session:
         a user keeps would hold them.
         """
         try:
-            yield from self._live()
+            while True:
+                yield
+                code: Optional[int] = None
+                if self._attempt():
+                    yield from self._serve()
+                    code = self._conclude()
+                delay = self._decide(code)
+                self._report(code, over=delay is None)
+                if delay is None:
+                    break
+                yield from self._back_off(delay)
+                if self.ending():
+                    break
         except Exception as error:  # a bug; the client ends in order all the same
             logger.exception("%s: internal error", self.label)
             self._error = detached(error)
             if self._connection is not None:
                 self._report(self._conclude(), over=True)
         self._end()
-
-    def _live(self) -> Iterator[None]:
-        while True:
-            yield
-            code: Optional[int] = None
-            if self._attempt():
-                yield from self._serve()
-                code = self._conclude()
-            delay = self._decide(code)
-            self._report(code, over=delay is None)
-            if delay is None:
-                return
-            yield from self._back_off(delay)
-            if self.ending():
-                return
 
     def _attempt(self) -> bool:
         """Open a connection; True when it is open."""
@@ -461,8 +496,9 @@ class Session:
             closed = ConnectionClosed(
                 f"not sent: {describe_close(code, self.known.close_reason or '')}", code
             )
-            back, self._begun = self._begun, []
-            items += self._unsent_items(back + self.outbox.lost(closed, over), closed)
+            back, self._begun = self._begun, ()
+            lost = self.outbox.lost(closed, over)
+            items += self._unsent_items([*back, *lost], closed)
         elif over:
             items += self._unsent_items(*self._give_up())
         raised = code is None and self.awaited and not self.ever_open  # by connect()

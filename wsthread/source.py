@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class Source:
     """What the user gave for the opening; held by the handle, and by an attempt while it runs."""
 
+    __slots__ = ("headers", "options", "url")
+
     url: Union[str, Callable[[], str]]
     headers: Any  # what `normalize_headers` takes, or a callable that returns it
     options: OpenOptions

@@ -6,9 +6,8 @@ import functools
 import os
 import socket
 import time
-from collections import deque
 from itertools import zip_longest
-from typing import Any, Deque, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from .errors import ConnectError, detached
 from .transport import WRITE, Waiter
@@ -42,6 +41,9 @@ def connect_tcp(
 
 def resolve(host: str, port: int, waiter: Waiter) -> List[Address]:
     """Return the host's TCP addresses, families alternating (RFC 8305 section 4)."""
+    literal = _literal(host, port)
+    if literal is not None:
+        return [literal]
     look_up = functools.partial(
         socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
     )
@@ -68,6 +70,20 @@ def resolve(host: str, port: int, waiter: Waiter) -> List[Address]:
     return addresses
 
 
+def _literal(host: str, port: int) -> Optional[Address]:
+    """Return the address that a host without a zone is, or None: without the system's resolver.
+
+    It goes deep into the stack, whose pages stay the thread's as long as it lives.
+    """
+    for family, rest in ((socket.AF_INET, ()), (socket.AF_INET6, (0, 0))):
+        try:
+            socket.inet_pton(family, host)
+        except (OSError, ValueError):
+            continue
+        return family, (host, port, *rest)
+    return None
+
+
 class _Race:
     """Connects to several addresses, one after the other; the first that answers wins."""
 
@@ -77,7 +93,7 @@ class _Race:
         local_address: Optional[Tuple[str, int]],
         sockopt: Sequence[Tuple[Any, ...]],
     ) -> None:
-        self._waiting: Deque[Address] = deque(addresses)
+        self._waiting: List[Address] = list(addresses)
         self._local_address = local_address
         self._sockopt = sockopt
         self._running: Dict[int, Tuple[socket.socket, str]] = {}  # by descriptor
@@ -91,7 +107,7 @@ class _Race:
             waiter.check()
             now = time.monotonic()
             if self._waiting and (now >= next_start or not self._running):
-                if self._start(*self._waiting.popleft()):
+                if self._start(*self._waiting.pop(0)):
                     next_start = now + _STAGGER
                 continue
             timeout = next_start - now if self._waiting else None

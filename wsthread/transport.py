@@ -11,8 +11,7 @@ import ssl
 import sys
 import threading
 import time
-from collections import deque
-from typing import Callable, Deque, Dict, Iterable, List, Optional, TypeVar, Union
+from typing import Callable, Dict, Iterable, List, Optional, TypeVar, Union
 
 from .errors import ConnectTimeout
 from .tls import TLSFilter
@@ -299,7 +298,7 @@ class Transport:
         # his frame to the reader: a thread that sends without pause could keep the lock for long.
         self.decrypting = False
         self._filters: List[TLSFilter] = []  # innermost last; fixed once open
-        self.out: Deque[memoryview] = deque()  # the lock's: what the kernel has not yet taken
+        self.out: List[memoryview] = []  # the lock's: what the kernel has not taken; never many
         self.queued = 0  # the lock's: bytes ever put into the out-buffer
         self.written = 0  # the lock's: of these, those that the kernel has taken
         self._size = _RECEIVE  # the reader's: how much to read at a time
@@ -466,14 +465,14 @@ class Transport:
                 return False
             self.written += sent
             while out and sent >= len(out[0]):
-                sent -= len(out.popleft())
+                sent -= len(out.pop(0))
             if sent:
                 out[0] = out[0][sent:]
         return True
 
     def _send_several(self) -> int:
         if self._gathers:
-            return self.sock.sendmsg([self.out[i] for i in range(min(len(self.out), 64))])
+            return self.sock.sendmsg(self.out[:64])
         return self.sock.send(self.out[0])
 
     def pending_error(self) -> Optional[OSError]:

@@ -9,14 +9,16 @@ belongs to a user, and nothing it does reaches the connection.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import io
+import sys
 import time
 from dataclasses import dataclass
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple, Union
 
 import h11
-import websocket
+from websocket._handshake import handshake
 
 from .errors import ConnectError, HandshakeError, detached
 from .headers import Extensions, Fields, find, parse_extensions
@@ -62,7 +64,7 @@ def upgrade(transport: Transport, request: UpgradeRequest, waiter: Waiter) -> Up
     Raises HandshakeError, other ConnectError and ConnectTimeout, Cancelled. The caller closes
     the transport then.
     """
-    stream = _Stream(lambda head: _exchange(transport, request, waiter, head))
+    stream = _Stream(functools.partial(_exchange, transport, request, waiter))
     error = _run_websocket_client(stream, request)
     if error is None and stream.upgraded is None:
         error = HandshakeError("websocket-client did not read the answer")
@@ -84,36 +86,34 @@ class _Interrupted(Exception):
 
 
 class _Stream:
-    """What websocket-client takes for a connected socket. It lives as long as the handshake."""
+    """What websocket-client takes for a connected socket. It lives as long as the handshake.
+
+    The answer is read while the request is sent: `recv` is called from deeper down the stack,
+    whose pages stay the thread's as long as it lives.
+    """
 
     def __init__(self, exchange: Callable[[bytes], Tuple[bytes, Upgraded]]) -> None:
         self._exchange = exchange
-        self._request = b""
-        self._answer: Optional[io.BytesIO] = None
+        self._answer = io.BytesIO()
         self.upgraded: Optional[Upgraded] = None
 
     def gettimeout(self) -> float:
-        return 0.0  # all waiting is in `recv`, and is ours: no selector is to be made
+        return 0.0  # all waiting is ours: no selector is to be made
 
-    def send(self, data: bytes) -> int:
-        self._request += data
-        return len(data)
+    def send(self, request: bytes) -> int:
+        """Take the request, which comes in one piece."""
+        error: Exception
+        try:
+            answer, self.upgraded = self._exchange(request)
+        except Exception as raised:
+            error = detached(raised)
+        else:
+            self._answer = io.BytesIO(answer)
+            return len(request)
+        raise _Interrupted(error)
 
     def recv(self, size: int) -> bytes:
-        if self._answer is None:
-            error: Exception
-            try:
-                answer, self.upgraded = self._exchange(self._request)
-            except Exception as raised:
-                error = detached(raised)
-            else:
-                self._answer = io.BytesIO(answer)
-                return self._answer.read(size)
-            raise _Interrupted(error)
         return self._answer.read(size)
-
-    def close(self) -> None:
-        """The connection is not websocket-client's to close."""
 
 
 def _run_websocket_client(stream: _Stream, request: UpgradeRequest) -> Optional[Exception]:
@@ -124,15 +124,18 @@ def _run_websocket_client(stream: _Stream, request: UpgradeRequest) -> Optional[
         header.append(f"Sec-WebSocket-Protocol: {', '.join(request.subprotocols)}")
     if request.offer:
         header.append(f"Sec-WebSocket-Extensions: {request.offer}")
-    client = websocket.WebSocket(enable_multithread=False)
     try:
-        client.connect(  # type: ignore[no-untyped-call]
-            "ws://host.invalid/",  # a name no cookie is kept for; the real one is put in below
-            socket=stream,
+        # Not by its `WebSocket`, which needs a host name, and so looks for cookies: that sorts a
+        # list, which takes another page of the thread's stack. The real host is put in below.
+        handshake(
+            stream,
+            "ws:",
+            "",
+            80,
+            "/",
             header=header,
             origin=request.origin,
             suppress_origin=request.origin is None,
-            redirect_limit=0,
         )
     except _Interrupted as interrupted:
         return interrupted.error
@@ -140,8 +143,6 @@ def _run_websocket_client(stream: _Stream, request: UpgradeRequest) -> Optional[
         failure = HandshakeError(f"websocket-client does not take the answer: {error}")
         failure.__cause__ = detached(error)
         return failure
-    finally:
-        del client.frame_buffer  # it holds a bound method of the client: a cycle
     return None
 
 
@@ -165,7 +166,8 @@ def _exchange(
         raise ConnectError("the request would not be valid HTTP") from None
     try:
         write(transport, data, waiter)
-        return _read_answer(transport, request, waiter, connection, key)
+        response = read_head(transport, waiter, connection, "the server")
+        return _check_answer(transport, request, waiter, connection, response, key)
     except (ConnectError, Cancelled):
         raise
     except OSError as error:
@@ -186,16 +188,16 @@ def _handshake_fields(head: bytes) -> List[Tuple[str, str]]:
     return fields
 
 
-def _read_answer(
+def _check_answer(
     transport: Transport,
     request: UpgradeRequest,
     waiter: Waiter,
     connection: h11.Connection,
+    response: Union[h11.Response, h11.InformationalResponse],
     key: str,
 ) -> Tuple[bytes, Upgraded]:
-    response = read_head(transport, waiter, connection, "the server")
-    fields = [
-        (name.decode("latin-1"), value.decode("latin-1"))
+    fields = [  # kept, and the names are the same for many clients
+        (sys.intern(name.decode("latin-1")), value.decode("latin-1"))
         for name, value in response.headers.raw_items()
     ]
     status = response.status_code

@@ -7,12 +7,23 @@ import itertools
 import logging
 import time
 from collections import deque
-from typing import Callable, Collection, Deque, Generator, Iterable, List, Optional, Protocol, Tuple
+from typing import (
+    Callable,
+    Collection,
+    Deque,
+    Generator,
+    Iterable,
+    List,
+    Optional,
+    Protocol,
+    Sequence,
+    Tuple,
+)
 
 from .delegate import Message
 from .errors import WebSocketError
 from .frames import FIN, OP_CLOSE, RSV1, describe_frame, encode_frame, encode_parts
-from .outbox import BATCH, Entry, Outbox
+from .outbox import BATCH, UNUSED, Entry, Outbox, used
 from .stats import ClientStats
 from .transport import Transport
 
@@ -50,6 +61,25 @@ class FrameWriter:
     which compresses it step by step: it reads in between, and control frames go.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_batch",
+        "_begun",
+        "_close_end",
+        "_deflater",
+        "_label",
+        "_large",
+        "_largest",
+        "_last",
+        "_notes",
+        "_outbox",
+        "_report",
+        "_stats",
+        "_transport",
+        "_work",
+        "error",
+    )
+
     def __init__(
         self,
         outbox: Outbox,
@@ -74,9 +104,9 @@ class FrameWriter:
         self._notes: List[str] = []
         self._last = 0.0  # any thread's, without a lock: when a sender was here
         # All are the transport's lock's.
-        self._begun: Deque[Entry] = deque()  # in the out-buffer, and not yet reported
+        self._begun: Deque[Entry] = UNUSED  # in the out-buffer, and not yet reported
         self._batch: List[Entry] = []  # taken, on the way into the out-buffer
-        self._large: List[Entry] = []  # the same; one large message, while it is compressed ...
+        self._large: Sequence[Entry] = ()  # the same; one large message, while it is compressed ...
         self._work: Optional[Generator[None, None, Optional[bytes]]] = None  # ... by this
         self._close_end = -1  # the offset behind the close frame
         self.error: Optional[OSError] = None  # writing is over
@@ -129,6 +159,7 @@ class FrameWriter:
             entry.end = transport.queued
             if self.error is not None:
                 entry.end += size  # the kernel has refused it, and takes no more
+            self._begun = used(self._begun)
             self._begun.append(entry)
             outbox.begun(entry)
         return False
@@ -217,9 +248,9 @@ class FrameWriter:
             next(work)
         except StopIteration as end:
             self._put(self._large, end)
-            self._large, self._work = [], None
+            self._large, self._work = (), None
 
-    def _put(self, batch: List[Entry], compressed: Optional[StopIteration] = None) -> None:
+    def _put(self, batch: Sequence[Entry], compressed: Optional[StopIteration] = None) -> None:
         """Encode a batch, or one message that is `compressed`, into the out-buffer."""
         transport = self._transport
         parts: List[bytes] = []
@@ -238,6 +269,7 @@ class FrameWriter:
             entry.end = end
         if frame_logger.isEnabledFor(logging.DEBUG):
             self._notes.extend(describe_frame(e.opcode, e.payload) for e in batch if e.opcode >= 0)
+        self._begun = used(self._begun)
         self._begun.extend([entry for entry in batch if entry.opcode < OP_CLOSE])
         self._stats.bytes_sent += end - start
         for part in parts if len(batch) == 1 else (b"".join(parts),):
@@ -287,6 +319,6 @@ class FrameWriter:
             self._tell()
             begun = self._unsettled()
             self._begun.clear()
-            self._large, self._batch, self._work = [], [], None
+            self._large, self._batch, self._work = (), [], None
         self._log()
         return self._outbox.failed(begun, error)
