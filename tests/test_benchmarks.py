@@ -7,7 +7,7 @@ from typing import Any, Dict, List
 
 import pytest
 
-from tests.benchmarks import page, report
+from tests.benchmarks import page, parts, report
 from tests.benchmarks.__main__ import parse_arguments
 from tests.benchmarks.measure import Bench, idle_rows, import_times, result, serving
 from tests.benchmarks.messages import (
@@ -162,3 +162,13 @@ def test_the_command_line() -> None:
     assert (options.quick, options.rows, options.rounds) == (True, "send*", 2)
     with pytest.raises(SystemExit):
         parse_arguments(["--rounds", "0"])
+
+
+def test_the_parts_of_a_round_trip_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(parts, "ROUNDS", 1)
+    monkeypatch.setattr(parts, "TURNS", 100)
+    parts.main()
+    told = capsys.readouterr().out
+    assert "the whole round trip" in told and "calls a round trip" in told
