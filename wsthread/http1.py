@@ -44,7 +44,17 @@ def read_head(
     Raises HandshakeError for what is no answer; `who` is whose answer it says it is.
     """
     received = interim = 0
+    event: object = h11.NEED_DATA
     while True:
+        if event is h11.NEED_DATA:
+            if received >= _MAX_HEAD:
+                _head_too_long()
+            data = receive(transport, waiter)
+            if not data:
+                what = "in the middle of its answer" if received else "without an answer"
+                raise HandshakeError(f"{who} closed the connection {what}")
+            received += len(data)
+            connection.receive_data(data)
         try:
             event = connection.next_event()
         except h11.RemoteProtocolError as error:
@@ -60,15 +70,6 @@ def read_head(
             interim += 1
             if interim > _MAX_INTERIM:
                 raise HandshakeError(f"more than {_MAX_INTERIM} interim responses", 100)
-            continue
-        if received >= _MAX_HEAD:
-            _head_too_long()
-        data = receive(transport, waiter)
-        if not data:
-            what = "in the middle of its answer" if received else "without an answer"
-            raise HandshakeError(f"{who} closed the connection {what}")
-        received += len(data)
-        connection.receive_data(data)
 
 
 def _head_too_long() -> NoReturn:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import time
 from dataclasses import dataclass
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
 
 import h11
 import websocket
@@ -27,6 +26,18 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _MAX_BODY = 4096  # bytes of a refusal's body that are kept
 _MAX_BODY_READ = 65536  # bytes that are read for it, chunk headers included
 _BODY_TIME = 1.0  # seconds
+#: What websocket-client's own fields of its request begin with; the others in there are not sent.
+_MADE = (b"upgrade:", b"connection:", b"origin:", b"sec-websocket-")
+_KEY = b"sec-websocket-key:"
+#: What h11 is told was asked: all that it makes of it is what may be answered.
+_ASKED = (
+    h11.Request(
+        method="GET",
+        target="/",
+        headers=[("Host", "host.invalid"), ("Connection", "Upgrade"), ("Upgrade", "websocket")],
+    ),
+    h11.EndOfMessage(),
+)
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 Accept = Callable[[Extensions], object]
@@ -34,7 +45,11 @@ Accept = Callable[[Extensions], object]
 
 @dataclass
 class UpgradeRequest:
-    """What to ask for. The fields are the user's; those of the handshake are added."""
+    """What to ask for. The fields are the user's; those of the handshake are added.
+
+    All of it is as `normalize_headers`, `check_value` and `parse_url` let it pass: it goes into the
+    request as it is.
+    """
 
     resource: str
     authority: str  # the Host field
@@ -89,7 +104,7 @@ class _Stream:
     def __init__(self, exchange: Callable[[bytes], Tuple[bytes, Upgraded]]) -> None:
         self._exchange = exchange
         self._request = b""
-        self._answer: Optional[io.BytesIO] = None
+        self._answer: Optional[Iterator[bytes]] = None
         self.upgraded: Optional[Upgraded] = None
 
     def gettimeout(self) -> float:
@@ -100,20 +115,38 @@ class _Stream:
         return len(data)
 
     def recv(self, size: int) -> bytes:
+        """Return a line, then its end, and so on.
+
+        websocket-client asks for one byte at a time, and puts them together until it gets the one
+        that ends the line: more in a piece saves it a hundred calls.
+        """
         if self._answer is None:
             error: Exception
             try:
-                answer, self.upgraded = self._exchange(self._request)
+                accept, self.upgraded = self._exchange(self._request)
             except Exception as raised:
                 error = detached(raised)
             else:
-                self._answer = io.BytesIO(answer)
-                return self._answer.read(size)
+                self._answer = _answer(accept)
+                return next(self._answer)
             raise _Interrupted(error)
-        return self._answer.read(size)
+        return next(self._answer, b"")
 
     def close(self) -> None:
         """The connection is not websocket-client's to close."""
+
+
+def _answer(accept: bytes) -> Iterator[bytes]:
+    """Yield the head of a 101 in pieces for `_Stream.recv`."""
+    for line in (
+        b"HTTP/1.1 101 Switching Protocols",
+        b"Upgrade: websocket",
+        b"Connection: Upgrade",
+        b"Sec-WebSocket-Accept: " + accept,
+    ):
+        yield line
+        yield b"\n"
+    yield b"\n"
 
 
 def _run_websocket_client(stream: _Stream, request: UpgradeRequest) -> Optional[Exception]:
@@ -148,21 +181,15 @@ def _run_websocket_client(stream: _Stream, request: UpgradeRequest) -> Optional[
 def _exchange(
     transport: Transport, request: UpgradeRequest, waiter: Waiter, head: bytes
 ) -> Tuple[bytes, Upgraded]:
-    """Send the request, take the answer; return it as websocket-client may see it."""
+    """Send the request, take the answer; return its Sec-WebSocket-Accept and all of it."""
+    made = [line for line in head.split(b"\r\n") if line.lower().startswith(_MADE)]
+    key = next(line[len(_KEY) :].strip() for line in made if line.lower().startswith(_KEY))
+    lines = [f"GET {request.resource} HTTP/1.1\r\nHost: {request.authority}".encode(), *made]
+    lines += [f"{name}: {value}".encode() for name, value in request.fields]
+    data = b"\r\n".join((*lines, b"\r\n"))
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_EVENT)
-    made = _handshake_fields(head)
-    key = find(made, "sec-websocket-key")[0]
-    fields = [("Host", request.authority), *made, *request.fields]
-    try:
-        event = h11.Request(
-            method="GET",
-            target=request.resource,
-            headers=[(name.encode("ascii"), value.encode("utf-8")) for name, value in fields],
-        )
-        data = (connection.send(event) or b"") + (connection.send(h11.EndOfMessage()) or b"")
-    except h11.LocalProtocolError:
-        # Neither the message nor a cause: they quote the value.
-        raise ConnectError("the request would not be valid HTTP") from None
+    for event in _ASKED:
+        connection.send(event)
     try:
         write(transport, data, waiter)
         return _read_answer(transport, request, waiter, connection, key)
@@ -173,25 +200,12 @@ def _exchange(
         raise ConnectError(text) from detached(error)
 
 
-def _handshake_fields(head: bytes) -> List[Tuple[str, str]]:
-    """Return what is websocket-client's in its request: neither Host nor Cookie are."""
-    fields = []
-    for line in head.decode("utf-8").split("\r\n")[1:]:
-        name, separator, value = line.partition(":")
-        lower = name.lower()
-        if separator and (
-            lower in ("upgrade", "connection", "origin") or lower.startswith("sec-websocket-")
-        ):
-            fields.append((name, value.strip()))
-    return fields
-
-
 def _read_answer(
     transport: Transport,
     request: UpgradeRequest,
     waiter: Waiter,
     connection: h11.Connection,
-    key: str,
+    key: bytes,
 ) -> Tuple[bytes, Upgraded]:
     response = read_head(transport, waiter, connection, "the server")
     fields = [
@@ -216,21 +230,17 @@ def _read_answer(
         raise HandshakeError(f"the server's 101 is invalid: {error}", status, fields) from None
     except HandshakeError as error:  # of `accept`, which knows neither status nor fields
         raise HandshakeError(str(error), status, fields) from None
-    answer = (
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Accept: {accept}\r\n\r\n"
-    )
-    return answer.encode("ascii"), upgraded
+    return accept.encode(), upgraded
 
 
-def _check_switch(fields: Fields, key: str) -> str:
+def _check_switch(fields: Fields, key: bytes) -> str:
     """Check Upgrade, Connection and Sec-WebSocket-Accept (4.1); return the last."""
     if [value.lower() for value in find(fields, "upgrade")] != ["websocket"]:
         raise ValueError('it takes exactly one "Upgrade: websocket"')
     tokens = [item.strip(" \t").lower() for item in ",".join(find(fields, "connection")).split(",")]
     if "upgrade" not in tokens:
         raise ValueError('"Connection" does not contain "Upgrade"')
-    digest = hashlib.sha1(key.encode("ascii") + _GUID).digest()
+    digest = hashlib.sha1(key + _GUID).digest()
     accept = base64.b64encode(digest).decode("ascii")
     if find(fields, "sec-websocket-accept") != [accept]:
         raise ValueError("it takes exactly one Sec-WebSocket-Accept, that of the key sent")
@@ -249,9 +259,11 @@ def _check_subprotocol(fields: Fields, offered: Sequence[str]) -> Optional[str]:
 
 
 def _check_extensions(fields: Fields, offer: Optional[str]) -> Extensions:
-    text = ", ".join(find(fields, "sec-websocket-extensions"))
+    chosen = find(fields, "sec-websocket-extensions")
+    if not chosen:
+        return ()
     try:
-        extensions = parse_extensions(text)
+        extensions = parse_extensions(", ".join(chosen))
     except ValueError as error:
         raise ValueError(f"Sec-WebSocket-Extensions: {error}") from None
     offered = {name for name, _ in parse_extensions(offer or "")}
