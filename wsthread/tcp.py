@@ -42,6 +42,8 @@ def connect_tcp(
 
 def resolve(host: str, port: int, waiter: Waiter) -> List[Address]:
     """Return the host's TCP addresses, families alternating (RFC 8305 section 4)."""
+    if host.rpartition(".")[2].isdecimal():  # an address of IPv4: `parse_host_port` sees to it
+        return [(socket.AF_INET, (host, port))]
     look_up = functools.partial(
         socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
     )

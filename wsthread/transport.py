@@ -156,14 +156,6 @@ class Poller:
         return ready
 
 
-def poll(interest: Dict[int, int], timeout: Optional[float]) -> Dict[int, int]:
-    """Wait once: `interest` and the answer map descriptors to READ, WRITE, HANGUP."""
-    poller = Poller()
-    for descriptor, wanted in interest.items():
-        poller.watch(descriptor, wanted)
-    return poller.wait(timeout)
-
-
 class _Job:
     """The result of a call that may be abandoned; it holds nothing of who waits for it."""
 
@@ -197,7 +189,7 @@ class Waiter:
     Used while opening; belongs to the reader's thread.
     """
 
-    __slots__ = ("_cancelled", "_descriptors", "_waker", "deadline")
+    __slots__ = ("_cancelled", "_descriptors", "_poller", "_waker", "deadline")
 
     def __init__(
         self, waker: Waker, cancelled: Callable[[], bool], deadline: Optional[float]
@@ -207,6 +199,8 @@ class Waiter:
         #: `time.monotonic` of the end of the opening; None: no end.
         self.deadline = deadline
         self._descriptors: List[int] = []  # what is waited for
+        self._poller = Poller()
+        self._poller.watch(waker.fileno(), READ)
 
     def forked(self) -> None:
         """In a forked child: close what was waited for. Takes no lock."""
@@ -231,7 +225,12 @@ class Waiter:
             left = max(0.0, self.deadline - time.monotonic())
             timeout = left if timeout is None else min(timeout, left)
         self._descriptors = list(interest)
-        ready = poll({**interest, self._waker.fileno(): READ}, timeout)
+        poller = self._poller
+        for descriptor, wanted in interest.items():
+            poller.watch(descriptor, wanted)
+        ready = poller.wait(timeout)
+        for descriptor in interest:
+            poller.watch(descriptor, 0)
         if ready.pop(self._waker.fileno(), 0):
             self._waker.drain()
         self.check()
@@ -283,7 +282,8 @@ class Transport:
     )
 
     def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
+        if sock.gettimeout() != 0:
+            sock.setblocking(False)
         self.sock = sock
         self._gathers = hasattr(sock, "sendmsg")  # Windows has none
         self.lock = threading.Lock()

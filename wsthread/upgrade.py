@@ -12,7 +12,7 @@ import base64
 import hashlib
 import time
 from dataclasses import dataclass
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Iterator, Optional, Sequence, Tuple
 
 import h11
 import websocket
