@@ -66,9 +66,8 @@ class WebSocketDelegate:
         """Attempt number `attempt` follows in `delay` seconds, because of `error`."""
 
 
-CALLBACKS: FrozenSet[str] = frozenset(
-    name for name in vars(WebSocketDelegate) if name.startswith("on_")
-)
+_DEFAULTS = {name: method for name, method in vars(WebSocketDelegate).items() if name[:3] == "on_"}
+CALLBACKS: FrozenSet[str] = frozenset(_DEFAULTS)
 
 
 class CallbackDelegate(WebSocketDelegate):
@@ -92,21 +91,19 @@ class CallbackDelegate(WebSocketDelegate):
 def overridden(delegate: object) -> FrozenSet[str]:
     """Return the names of the callbacks that `delegate` has a method of its own for."""
     names = set()
-    for name in CALLBACKS:
+    for name, default in _DEFAULTS.items():
         method = getattr(delegate, name, None)
-        function = getattr(method, "__func__", method)
-        if callable(method) and function is not getattr(WebSocketDelegate, name):
+        if callable(method) and getattr(method, "__func__", method) is not default:
             names.add(name)
     return frozenset(names)
 
 
 def warn_of_typos(delegate: object, stacklevel: int) -> None:
     """Warn of public ``on_*`` methods that are no callback: nobody would ever call them."""
-    for name in dir(delegate):
-        if name.startswith("on_") and name not in CALLBACKS:
-            warnings.warn(
-                f"{type(delegate).__name__}.{name} is no callback of a WebSocketClient "
-                f"and is never called; the callbacks are {', '.join(sorted(CALLBACKS))}",
-                UserWarning,
-                stacklevel=stacklevel + 1,
-            )
+    for name in [name for name in dir(delegate) if name[:3] == "on_" and name not in CALLBACKS]:
+        warnings.warn(
+            f"{type(delegate).__name__}.{name} is no callback of a WebSocketClient "
+            f"and is never called; the callbacks are {', '.join(sorted(CALLBACKS))}",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )

@@ -29,14 +29,10 @@ _BODY_TIME = 1.0  # seconds
 #: What websocket-client's own fields of its request begin with; the others in there are not sent.
 _MADE = (b"upgrade:", b"connection:", b"origin:", b"sec-websocket-")
 _KEY = b"sec-websocket-key:"
-#: What h11 is told was asked: all that it makes of it is what may be answered.
-_ASKED = (
-    h11.Request(
-        method="GET",
-        target="/",
-        headers=[("Host", "host.invalid"), ("Connection", "Upgrade"), ("Upgrade", "websocket")],
-    ),
-    h11.EndOfMessage(),
+#: What h11 is told was asked. All that it makes of it is what may be answered: for that it takes
+#: neither our fields nor the request's end.
+_ASKED = h11.Request(
+    method="GET", target="/", headers=[("Host", "host.invalid"), ("Upgrade", "websocket")]
 )
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -188,8 +184,7 @@ def _exchange(
     lines += [f"{name}: {value}".encode() for name, value in request.fields]
     data = b"\r\n".join((*lines, b"\r\n"))
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_EVENT)
-    for event in _ASKED:
-        connection.send(event)
+    connection.send(_ASKED)
     try:
         write(transport, data, waiter)
         return _read_answer(transport, request, waiter, connection, key)
@@ -235,10 +230,10 @@ def _read_answer(
 
 def _check_switch(fields: Fields, key: bytes) -> str:
     """Check Upgrade, Connection and Sec-WebSocket-Accept (4.1); return the last."""
-    if [value.lower() for value in find(fields, "upgrade")] != ["websocket"]:
+    if ",".join(find(fields, "upgrade")).lower() != "websocket":
         raise ValueError('it takes exactly one "Upgrade: websocket"')
-    tokens = [item.strip(" \t").lower() for item in ",".join(find(fields, "connection")).split(",")]
-    if "upgrade" not in tokens:
+    tokens = ",".join(find(fields, "connection")).lower().split(",")
+    if "upgrade" not in [token.strip(" \t") for token in tokens]:
         raise ValueError('"Connection" does not contain "Upgrade"')
     digest = hashlib.sha1(key + _GUID).digest()
     accept = base64.b64encode(digest).decode("ascii")

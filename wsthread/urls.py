@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
+import socket
 from dataclasses import dataclass, field
 from typing import NoReturn, Optional, Tuple
 from urllib.parse import quote, unquote_to_bytes, urljoin
@@ -146,7 +147,7 @@ def _parse_name(text: str) -> str:
     if _NUMBER.fullmatch(host[:-1] if host.endswith(".") else host):
         # The resolver would take 127.1 or 0x7f.1 for an address in ways nobody expects.
         try:
-            return str(ipaddress.IPv4Address(host))
-        except ValueError:
+            socket.inet_pton(socket.AF_INET, host)
+        except OSError:
             _bad(f"the URL's host is no IPv4 address: {text!r}")
     return host
