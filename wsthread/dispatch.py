@@ -85,12 +85,16 @@ def _work(jobs: queue.SimpleQueue[Optional[Job]]) -> None:
 
 
 class _Worker:
-    """A daemon thread and its jobs. The thread ends when the worker is dropped."""
+    """A daemon thread and its jobs. The thread ends when the worker is dropped.
+
+    It finds its first job when it begins: one that falls asleep before costs more than the job.
+    """
 
     __slots__ = ("jobs", "thread")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, job: Job) -> None:
         self.jobs: queue.SimpleQueue[Optional[Job]] = queue.SimpleQueue()
+        self.jobs.put(job)
         self.thread = JoinableThread(_work, self.jobs, name)
         self.thread.start()
 
@@ -122,7 +126,8 @@ class ThreadDispatcher(Dispatcher):
                 if worker is None or worker.thread is not threading.current_thread():
                     raise RuntimeError("the dispatcher is closed")
             elif worker is None:
-                worker = self._worker = _Worker(self._name)
+                self._worker = _Worker(self._name, job)
+                return
             worker.jobs.put(job)
 
     def forked(self) -> None:
