@@ -13,6 +13,7 @@ import traceback
 import warnings
 import weakref
 from typing import (
+    TYPE_CHECKING,
     Any,
     Callable,
     Dict,
@@ -23,6 +24,7 @@ from typing import (
     Optional,
     Sequence,
     Tuple,
+    Type,
     Union,
 )
 
@@ -44,6 +46,9 @@ from .state import ConnectionState
 from .stats import ClientStats
 from .waits import wait_event
 
+if TYPE_CHECKING:
+    from .opening import OpenOptions
+
 _OMITTED: Any = type("_Omitted", (), {"__repr__": lambda self: "<constructor's>"})()
 #: What callbacks that are due get in any case, however little of the timeout is left.
 _CALLBACK_GRACE = 0.15
@@ -60,6 +65,18 @@ clients: Dict[int, weakref.ref[WebSocketClient]] = {}
 
 def _forget(key: int, reference: object) -> None:
     clients.pop(key, None)
+
+
+@functools.cache
+def _load() -> Type[OpenOptions]:
+    """Load what opens connections, with the first client.
+
+    Importing the package would take twice as long, and a reader's thread is no place to import in.
+    """
+    from .opening import OpenOptions  # noqa: PLC0415
+
+    use_speedups()
+    return OpenOptions
 
 
 class WebSocketClient:
@@ -148,11 +165,7 @@ class WebSocketClient:
         self._session = None
         if not isinstance(url, str) and not callable(url):
             raise TypeError(f"url is a str or callable, not {type(url).__name__}")
-        # What opens connections is loaded with the first client: importing the package would
-        # take twice as long, and a reader's thread is no place to import in.
-        from .opening import OpenOptions  # noqa: PLC0415
-
-        use_speedups()
+        options_of = _load()
         if isinstance(reconnect, bool):
             reconnect_policy = Reconnect() if reconnect else None
         elif isinstance(reconnect, Reconnect):
@@ -181,7 +194,7 @@ class WebSocketClient:
         self.source = Source(
             url=hold_weakly(url, owner),
             headers=headers,
-            options=OpenOptions(
+            options=options_of(
                 headers=() if headers is None or callable(headers) else normalize_headers(headers),
                 subprotocols=subprotocols,
                 origin=origin,

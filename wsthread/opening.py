@@ -68,6 +68,10 @@ class OpenOptions:
     #: `Opened.agreement`, or raises HandshakeError or ValueError.
     accept: Optional[Accept] = None
 
+    def open(self, url: str, waiter: Waiter) -> Opened:
+        """Open a connection with these: `open_connection`."""
+        return open_connection(url, self, waiter)
+
     def __post_init__(self) -> None:
         self.headers = tuple(normalize_headers(self.headers))
         if isinstance(self.subprotocols, (str, bytes)):

@@ -308,14 +308,12 @@ class Session:
 
     def _attempt(self) -> bool:
         """Open a connection; True when it is open."""
-        from .opening import open_connection  # noqa: PLC0415 - loaded with the first client
-
         self._error = None
         timeout = self.connect_timeout
         deadline = None if timeout is None else time.monotonic() + timeout
         if self.give_up_at is not None and not self.ever_open:
             deadline = self.give_up_at if deadline is None else min(deadline, self.give_up_at)
-        waiter = self._waiter = Waiter(self.waker, self.ending, deadline)
+        waiter = self._waiter = Waiter(self.waker, self.ending, deadline, self._poller)
         try:
             client = self.client()
             if client is None:
@@ -323,7 +321,7 @@ class Session:
             source = client.source
             del client
             url, options = prepare(source, waiter)
-            opened = open_connection(url, options, waiter)
+            opened = options.open(url, waiter)
         except Cancelled:
             return False
         except ConnectError as error:
@@ -430,7 +428,8 @@ class Session:
         assert ask is not None
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            return Waiter(self.waker, self.ending, deadline).call(lambda: ask(error, code))
+            waiter = Waiter(self.waker, self.ending, deadline, self._poller)
+            return waiter.call(lambda: ask(error, code))
         except Cancelled:
             return False
         except ConnectTimeout:

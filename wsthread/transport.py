@@ -192,14 +192,18 @@ class Waiter:
     __slots__ = ("_cancelled", "_descriptors", "_poller", "_waker", "deadline")
 
     def __init__(
-        self, waker: Waker, cancelled: Callable[[], bool], deadline: Optional[float]
+        self,
+        waker: Waker,
+        cancelled: Callable[[], bool],
+        deadline: Optional[float],
+        poller: Optional[Poller] = None,
     ) -> None:
         self._waker = waker
         self._cancelled = cancelled
         #: `time.monotonic` of the end of the opening; None: no end.
         self.deadline = deadline
         self._descriptors: List[int] = []  # what is waited for
-        self._poller = Poller()
+        self._poller = poller or Poller()  # one that may be left watching the waker
         self._poller.watch(waker.fileno(), READ)
 
     def forked(self) -> None:
@@ -226,11 +230,13 @@ class Waiter:
             timeout = left if timeout is None else min(timeout, left)
         self._descriptors = list(interest)
         poller = self._poller
-        for descriptor, wanted in interest.items():
-            poller.watch(descriptor, wanted)
-        ready = poller.wait(timeout)
-        for descriptor in interest:
-            poller.watch(descriptor, 0)
+        try:
+            for descriptor, wanted in interest.items():
+                poller.watch(descriptor, wanted)
+            ready = poller.wait(timeout)
+        finally:
+            for descriptor in interest:
+                poller.watch(descriptor, 0)
         if ready.pop(self._waker.fileno(), 0):
             self._waker.drain()
         self.check()

@@ -23,9 +23,9 @@ _ALL_VISIBLE = re.compile(r"[!-~]*")
 _BLANK = re.compile(r"[\0- \x7f]")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Target:
-    """A parsed URL: where to connect, and what to ask for there."""
+    """A parsed URL: where to connect, and what to ask for there. Never changed."""
 
     secure: bool  # whether TLS is spoken
     host: str  # lower case, in ASCII (IDNA); an IPv6 address without its brackets
