@@ -325,6 +325,21 @@ def test_websocket_client_sees_and_keeps_nothing(
     assert not any("hidden" in r.getMessage() or "stolen" in r.getMessage() for r in caplog.records)
 
 
+def test_websocket_client_takes_its_answer_in_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two reads for each of the four lines and one for the end; it asks for a byte at a time."""
+    sizes: List[int] = []
+    recv = upgrade._Stream.recv
+
+    def noting(stream: Any, size: int) -> bytes:
+        sizes.append(size)
+        return recv(stream, size)
+
+    monkeypatch.setattr(upgrade._Stream, "recv", noting)
+    with RawServer(upgrading()) as server:
+        open_now(f"ws://127.0.0.1:{server.port}/").transport.close()
+    assert sizes == [1] * 9
+
+
 def test_a_request_larger_than_the_buffers() -> None:
     peer = Requests()
     with RawServer(peer, receive_buffer=4096) as server:

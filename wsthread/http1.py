@@ -29,11 +29,12 @@ def write(transport: Transport, data: bytes, waiter: Waiter) -> None:
 
 def receive(transport: Transport, waiter: Waiter, size: int = _RECEIVE) -> bytes:
     """Return the next bytes, at most `size` where there is no TLS; b"" at the end."""
-    while True:
-        data = transport.receive(size)
-        if data is not None:
-            return data
+    # What is asked for here is not there yet, unless TLS has it already.
+    data = None if transport.tls is None else transport.receive(size)
+    while data is None:
         waiter.wait({transport.fileno(): READ})
+        data = transport.receive(size)
+    return data
 
 
 def read_head(
