@@ -85,18 +85,13 @@ def _work(jobs: queue.SimpleQueue[Optional[Job]]) -> None:
 
 
 class _Worker:
-    """A daemon thread and its jobs. The thread ends when the worker is dropped.
-
-    It finds its first job when it begins: one that falls asleep before costs more than the job.
-    """
+    """A daemon thread and its jobs. The thread ends when the worker is dropped."""
 
     __slots__ = ("jobs", "thread")
 
-    def __init__(self, name: str, job: Job) -> None:
+    def __init__(self, name: str) -> None:
         self.jobs: queue.SimpleQueue[Optional[Job]] = queue.SimpleQueue()
-        self.jobs.put(job)
         self.thread = JoinableThread(_work, self.jobs, name)
-        self.thread.start()
 
     def __del__(self) -> None:
         jobs = getattr(self, "jobs", None)
@@ -126,13 +121,22 @@ class ThreadDispatcher(Dispatcher):
                 if worker is None or worker.thread is not threading.current_thread():
                     raise RuntimeError("the dispatcher is closed")
             elif worker is None:
-                self._worker = _Worker(self._name, job)
+                worker = self._worker = _Worker(self._name)
+                # Before the start: a thread that falls asleep first costs more than most jobs.
+                worker.jobs.put(job)
+                try:
+                    worker.thread.start()
+                except BaseException:
+                    self._worker = None
+                    raise
                 return
             worker.jobs.put(job)
 
     def forked(self) -> None:
         self._lock = threading.Lock()
-        self._worker = None
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.jobs.put(None)  # who has just started it holds it in a frame that never ends
 
     def close(self) -> None:
         """End the thread after the callbacks that wait, and wait for that; any thread."""
