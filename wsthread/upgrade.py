@@ -12,13 +12,13 @@ import base64
 import hashlib
 import time
 from dataclasses import dataclass
-from typing import Callable, Iterator, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import h11
 import websocket
 
 from .errors import ConnectError, HandshakeError, detached
-from .headers import Extensions, Fields, find, parse_extensions
+from .headers import Extensions, Fields, parse_extensions
 from .http1 import MAX_EVENT, read_head, write
 from .transport import READ, Cancelled, Transport, Waiter
 
@@ -37,6 +37,7 @@ _ASKED = h11.Request(
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 Accept = Callable[[Extensions], object]
+Values = Dict[str, List[str]]
 
 
 @dataclass
@@ -215,10 +216,13 @@ def _read_answer(
     try:
         if response.http_version != b"1.1":
             raise ValueError("it is not HTTP/1.1")
-        accept = _check_switch(fields, key)
+        values: Values = {}  # of each field, one for each time it is there
+        for name, value in fields:
+            values.setdefault(name.lower(), []).append(value)
+        accept = _check_switch(values, key)
         upgraded = Upgraded(connection.trailing_data[0], headers=fields)
-        upgraded.subprotocol = _check_subprotocol(fields, request.subprotocols)
-        upgraded.extensions = _check_extensions(fields, request.offer)
+        upgraded.subprotocol = _check_subprotocol(values, request.subprotocols)
+        upgraded.extensions = _check_extensions(values, request.offer)
         if request.accept is not None:
             upgraded.agreement = request.accept(upgraded.extensions)
     except ValueError as error:
@@ -228,22 +232,22 @@ def _read_answer(
     return accept.encode(), upgraded
 
 
-def _check_switch(fields: Fields, key: bytes) -> str:
+def _check_switch(values: Values, key: bytes) -> str:
     """Check Upgrade, Connection and Sec-WebSocket-Accept (4.1); return the last."""
-    if ",".join(find(fields, "upgrade")).lower() != "websocket":
+    if ",".join(values.get("upgrade", ())).lower() != "websocket":
         raise ValueError('it takes exactly one "Upgrade: websocket"')
-    tokens = ",".join(find(fields, "connection")).lower().split(",")
+    tokens = ",".join(values.get("connection", ())).lower().split(",")
     if "upgrade" not in [token.strip(" \t") for token in tokens]:
         raise ValueError('"Connection" does not contain "Upgrade"')
     digest = hashlib.sha1(key + _GUID).digest()
     accept = base64.b64encode(digest).decode("ascii")
-    if find(fields, "sec-websocket-accept") != [accept]:
+    if values.get("sec-websocket-accept") != [accept]:
         raise ValueError("it takes exactly one Sec-WebSocket-Accept, that of the key sent")
     return accept
 
 
-def _check_subprotocol(fields: Fields, offered: Sequence[str]) -> Optional[str]:
-    chosen = find(fields, "sec-websocket-protocol")
+def _check_subprotocol(values: Values, offered: Sequence[str]) -> Optional[str]:
+    chosen = values.get("sec-websocket-protocol")
     if not chosen:
         return None
     if len(chosen) > 1:
@@ -253,8 +257,8 @@ def _check_subprotocol(fields: Fields, offered: Sequence[str]) -> Optional[str]:
     return chosen[0]
 
 
-def _check_extensions(fields: Fields, offer: Optional[str]) -> Extensions:
-    chosen = find(fields, "sec-websocket-extensions")
+def _check_extensions(values: Values, offer: Optional[str]) -> Extensions:
+    chosen = values.get("sec-websocket-extensions")
     if not chosen:
         return ()
     try:
