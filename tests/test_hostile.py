@@ -29,7 +29,7 @@ from tests.support import (
 )
 from wsthread import opening
 from wsthread.testing import RecordingDelegate
-from wsthread.transport import READ, Transport, Waker, poll
+from wsthread.transport import READ, Poller, Transport, Waker
 
 
 @pytest.fixture(scope="module")
@@ -274,11 +274,13 @@ def test_a_wake_up_that_is_interrupted_does_not_silence_the_next(sent: bool) -> 
     waker._writer = Interrupting(waker._writer)  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         waker.wake()
+    poller = Poller()
+    poller.watch(waker.fileno(), READ)
     for _ in range(3):
         waker.wake()
-        assert poll({waker.fileno(): READ}, SOON) == {waker.fileno(): READ}
+        assert poller.wait(SOON) == {waker.fileno(): READ}
         waker.drain()
-    assert poll({waker.fileno(): READ}, 0) == {}
+    assert poller.wait(0) == {}
 
 
 # TLS records and TCP segments.

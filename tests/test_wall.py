@@ -263,7 +263,7 @@ def returned(recorder: RecordingDelegate, one: bytes) -> bool:
 
 def test_promise_11_a_wake_up_that_is_interrupted_is_not_lost() -> None:
     """Ctrl-C within the wake-up itself: the next one must wake."""
-    from wsthread.transport import Waker, poll  # noqa: PLC0415
+    from wsthread.transport import READ, Poller, Waker  # noqa: PLC0415
 
     class Broken:
         def send(self, data: bytes) -> int:
@@ -277,4 +277,6 @@ def test_promise_11_a_wake_up_that_is_interrupted_is_not_lost() -> None:
         waker.wake()
     waker._writer = writer
     waker.wake()
-    assert poll({waker.fileno(): 1}, 0)
+    poller = Poller()
+    poller.watch(waker.fileno(), READ)
+    assert poller.wait(0)

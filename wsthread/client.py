@@ -13,6 +13,7 @@ import traceback
 import warnings
 import weakref
 from typing import (
+    TYPE_CHECKING,
     Any,
     Callable,
     Dict,
@@ -23,6 +24,7 @@ from typing import (
     Optional,
     Sequence,
     Tuple,
+    Type,
     Union,
 )
 
@@ -43,6 +45,9 @@ from .source import Source, hold_weakly
 from .state import ConnectionState
 from .stats import ClientStats
 from .waits import wait_event
+
+if TYPE_CHECKING:
+    from .opening import OpenOptions
 
 _OMITTED: Any = type("_Omitted", (), {"__repr__": lambda self: "<constructor's>"})()
 #: What callbacks that are due get in any case, however little of the timeout is left.
@@ -69,6 +74,18 @@ class _Reference(weakref.ref["WebSocketClient"]):
 
 def _forget(reference: _Reference) -> None:
     clients.pop(reference.key, None)
+
+
+@functools.cache
+def _load() -> Type[OpenOptions]:
+    """Load what opens connections, with the first client.
+
+    Importing the package would take twice as long, and a reader's thread is no place to import in.
+    """
+    from .opening import OpenOptions  # noqa: PLC0415
+
+    use_speedups()
+    return OpenOptions
 
 
 class WebSocketClient:
@@ -157,11 +174,7 @@ class WebSocketClient:
         self._session = None
         if not isinstance(url, str) and not callable(url):
             raise TypeError(f"url is a str or callable, not {type(url).__name__}")
-        # What opens connections is loaded with the first client: importing the package would
-        # take twice as long, and a reader's thread is no place to import in.
-        from .opening import OpenOptions  # noqa: PLC0415
-
-        use_speedups()
+        options_of = _load()
         if isinstance(reconnect, bool):
             reconnect_policy = _RECONNECT if reconnect else None
         elif isinstance(reconnect, Reconnect):
@@ -190,7 +203,7 @@ class WebSocketClient:
         self.source = Source(
             url=hold_weakly(url, owner),
             headers=headers,
-            options=OpenOptions(
+            options=options_of(
                 headers=() if headers is None or callable(headers) else normalize_headers(headers),
                 subprotocols=subprotocols,
                 origin=origin,

@@ -111,10 +111,10 @@ class Connection:
         self.gate_deadline = self.opened_at + self._session.settings.open_grace
         return self.gate
 
-    def conclude(self) -> Tuple[int, str, List[Entry]]:
-        """Close the transport; return close code, reason, and what was begun but not sent.
+    def conclude(self) -> Tuple[ConnectionClosed, List[Entry]]:
+        """Close the transport; return the error, with close code and reason, of what is not sent.
 
-        `error` then tells what was wrong, if anything was.
+        And of that what was begun. `error` then tells what was wrong, if anything was.
         """
         rest = 0 if self._session.ending() else _REST
         while self.parser.pending and rest > 0:
@@ -127,7 +127,7 @@ class Connection:
         self.error = self.error or self._broken_by
         code, reason = self._close_code()
         closed = ConnectionClosed(f"not sent: {describe_close(code, reason)}", code, reason)
-        return code, reason, self.writer.detach(closed)
+        return closed, self.writer.detach(closed)
 
     def interest(self) -> int:
         writing = self.transport.stalled and self.writer.error is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, Optional, Union
 
 if TYPE_CHECKING:
@@ -66,9 +67,8 @@ class WebSocketDelegate:
         """Attempt number `attempt` follows in `delay` seconds, because of `error`."""
 
 
-CALLBACKS: FrozenSet[str] = frozenset(
-    name for name in vars(WebSocketDelegate) if name.startswith("on_")
-)
+_DEFAULTS = {name: method for name, method in vars(WebSocketDelegate).items() if name[:3] == "on_"}
+CALLBACKS: FrozenSet[str] = frozenset(_DEFAULTS)
 
 
 class CallbackDelegate(WebSocketDelegate):
@@ -96,10 +96,9 @@ _found: Dict[FrozenSet[str], FrozenSet[str]] = {}
 def overridden(delegate: object) -> FrozenSet[str]:
     """Return the names of the callbacks that `delegate` has a method of its own for."""
     names = set()
-    for name in CALLBACKS:
+    for name, default in _DEFAULTS.items():
         method = getattr(delegate, name, None)
-        function = getattr(method, "__func__", method)
-        if callable(method) and function is not getattr(WebSocketDelegate, name):
+        if callable(method) and getattr(method, "__func__", method) is not default:
             names.add(name)
     found = frozenset(names)
     return _found.setdefault(found, found)
@@ -107,8 +106,9 @@ def overridden(delegate: object) -> FrozenSet[str]:
 
 def warn_of_typos(delegate: object, stacklevel: int) -> None:
     """Warn of public ``on_*`` methods that are no callback: nobody would ever call them."""
-    for name in dir(delegate):
-        if name.startswith("on_") and name not in CALLBACKS:
+    names = dir(delegate)  # sorted; in ASCII "`" comes behind "_"
+    for name in names[bisect_left(names, "on_") : bisect_left(names, "on`")]:
+        if name not in CALLBACKS:
             warnings.warn(
                 f"{type(delegate).__name__}.{name} is no callback of a WebSocketClient "
                 f"and is never called; the callbacks are {', '.join(sorted(CALLBACKS))}",

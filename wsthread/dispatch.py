@@ -92,7 +92,6 @@ class _Worker:
     def __init__(self, name: str) -> None:
         self.jobs: queue.SimpleQueue[Optional[Job]] = queue.SimpleQueue()
         self.thread = JoinableThread(_work, self.jobs, name)
-        self.thread.start()
 
     def __del__(self) -> None:
         jobs = getattr(self, "jobs", None)
@@ -123,11 +122,21 @@ class ThreadDispatcher(Dispatcher):
                     raise RuntimeError("the dispatcher is closed")
             elif worker is None:
                 worker = self._worker = _Worker(self._name)
+                # Before the start: a thread that falls asleep first costs more than most jobs.
+                worker.jobs.put(job)
+                try:
+                    worker.thread.start()
+                except BaseException:
+                    self._worker = None
+                    raise
+                return
             worker.jobs.put(job)
 
     def forked(self) -> None:
         self._lock = threading.Lock()
-        self._worker = None
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.jobs.put(None)  # who has just started it holds it in a frame that never ends
 
     def close(self) -> None:
         """End the thread after the callbacks that wait, and wait for that; any thread."""

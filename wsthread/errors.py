@@ -30,6 +30,9 @@ class CloseCode(enum.IntEnum):
     TLS_HANDSHAKE = 1015
 
 
+_NAMES = {int(code): code.name for code in CloseCode}
+
+
 class WebSocketError(Exception):
     """Every error of this library."""
 
@@ -122,10 +125,8 @@ class NotConnected(WebSocketError, ConnectionError):
 
 def describe_close(code: int, reason: str) -> str:
     """Say a close code in words, as ``1001 GOING_AWAY: reason``."""
-    try:
-        text = f"{int(code)} {CloseCode(code).name}"
-    except ValueError:
-        text = str(int(code))
+    name = _NAMES.get(code)
+    text = str(int(code)) if name is None else f"{int(code)} {name}"
     return f"{text}: {reason}" if reason else text
 
 

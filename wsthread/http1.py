@@ -29,11 +29,12 @@ def write(transport: Transport, data: bytes, waiter: Waiter) -> None:
 
 def receive(transport: Transport, waiter: Waiter, size: int = _RECEIVE) -> bytes:
     """Return the next bytes, at most `size` where there is no TLS; b"" at the end."""
-    while True:
-        data = transport.receive(size)
-        if data is not None:
-            return data
+    # What is asked for here is not there yet, unless TLS has it already.
+    data = None if transport.tls is None else transport.receive(size)
+    while data is None:
         waiter.wait({transport.fileno(): READ})
+        data = transport.receive(size)
+    return data
 
 
 def read_head(
@@ -44,7 +45,17 @@ def read_head(
     Raises HandshakeError for what is no answer; `who` is whose answer it says it is.
     """
     received = interim = 0
+    event: object = h11.NEED_DATA
     while True:
+        if event is h11.NEED_DATA:
+            if received >= _MAX_HEAD:
+                _head_too_long()
+            data = receive(transport, waiter)
+            if not data:
+                what = "in the middle of its answer" if received else "without an answer"
+                raise HandshakeError(f"{who} closed the connection {what}")
+            received += len(data)
+            connection.receive_data(data)
         try:
             event = connection.next_event()
         except h11.RemoteProtocolError as error:
@@ -60,15 +71,6 @@ def read_head(
             interim += 1
             if interim > _MAX_INTERIM:
                 raise HandshakeError(f"more than {_MAX_INTERIM} interim responses", 100)
-            continue
-        if received >= _MAX_HEAD:
-            _head_too_long()
-        data = receive(transport, waiter)
-        if not data:
-            what = "in the middle of its answer" if received else "without an answer"
-            raise HandshakeError(f"{who} closed the connection {what}")
-        received += len(data)
-        connection.receive_data(data)
 
 
 def _head_too_long() -> NoReturn:

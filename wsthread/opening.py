@@ -29,9 +29,9 @@ __all__ = ["OpenOptions", "Opened", "Target", "normalize_headers", "open_connect
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class OpenOptions:
-    """How to open a connection. TypeError or ValueError for what cannot be meant.
+    """How to open a connection; never changed. TypeError or ValueError for what cannot be meant.
 
     What `headers` carries beats `user_agent`, `origin` and the URL's user-info. A redirect to
     another origin takes along neither `headers`, `origin`, `host`, user-info nor `ssl_context`;
@@ -68,11 +68,15 @@ class OpenOptions:
     #: `Opened.agreement`, or raises HandshakeError or ValueError.
     accept: Optional[Accept] = None
 
+    def open(self, url: str, waiter: Waiter) -> Opened:
+        """Open a connection with these: `open_connection`."""
+        return open_connection(url, self, waiter)
+
     def __post_init__(self) -> None:
-        object.__setattr__(self, "headers", tuple(normalize_headers(self.headers)))
+        self.headers = tuple(normalize_headers(self.headers))
         if isinstance(self.subprotocols, (str, bytes)):
             raise TypeError("subprotocols is a sequence of str")
-        object.__setattr__(self, "subprotocols", tuple(self.subprotocols))
+        self.subprotocols = tuple(self.subprotocols)
         for name in self.subprotocols:
             _check_str("a subprotocol", name)
             if not is_token(name):
@@ -83,10 +87,11 @@ class OpenOptions:
             value = getattr(self, name)
             if value is not None:
                 _check_str(name, value)
-                object.__setattr__(self, name, check_value(name, value))
+                setattr(self, name, check_value(name, value))
         if self.host == "":
             raise ValueError("host is empty")
-        parse_extensions(self.offer or "")
+        if self.offer:
+            parse_extensions(self.offer)
         if isinstance(self.max_redirects, bool) or not isinstance(self.max_redirects, int):
             raise TypeError("max_redirects is an int")
         if self.max_redirects < 0:
@@ -96,7 +101,7 @@ class OpenOptions:
 
     def _check_proxy(self) -> None:
         if isinstance(self.proxy, str):
-            object.__setattr__(self, "proxy", parse_proxy(self.proxy))
+            self.proxy = parse_proxy(self.proxy)
         if not (self.proxy is None or self.proxy is True or isinstance(self.proxy, Proxy)):
             raise TypeError("proxy is True, a URL or None")
 
@@ -108,8 +113,8 @@ class OpenOptions:
             not isinstance(self.socket, Socket) or isinstance(self.socket, ssl.SSLSocket)
         ):
             raise TypeError("socket is a plain socket.socket; TLS, if any, is put over it")
-        object.__setattr__(self, "sockopt", tuple(tuple(option) for option in self.sockopt))
-        if not all(len(option) in (3, 4) for option in self.sockopt):
+        self.sockopt = tuple([tuple(option) for option in self.sockopt])
+        if any(len(option) not in (3, 4) for option in self.sockopt):
             raise ValueError("sockopt is a sequence of setsockopt arguments, 3 or 4 each")
         if self.local_address is not None:
             address, port = self.local_address

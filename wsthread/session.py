@@ -21,7 +21,6 @@ from .errors import (
     ConnectTimeout,
     NotConnected,
     WebSocketError,
-    describe_close,
     detached,
 )
 from .known import Known, Settings
@@ -73,6 +72,7 @@ class Session:
         "_backoff",
         "_begun",
         "_cell",
+        "_closed",
         "_connection",
         "_error",
         "_poller",
@@ -99,7 +99,7 @@ class Session:
         "sent",
         "settings",
         "settled",
-        "started",
+        "starting",
         "thread",
         "waker",
         "writer",
@@ -137,7 +137,9 @@ class Session:
         self.writer: Optional[FrameWriter] = None
         self.sent: Deque[Entry] = UNUSED  # for on_sent; assigned and appended under the write lock
         self._connection: Optional[Connection] = None
-        self._begun: Sequence[Entry] = ()  # of the connection that has just ended
+        # Of the connection that has just ended: why it sends no more, and what was begun.
+        self._closed: Optional[ConnectionClosed] = None
+        self._begun: Sequence[Entry] = ()
         self._uptime = 0.0  # its seconds
         self._backoff: Optional[Backoff] = None
         self._error: Optional[BaseException] = None  # what ended the attempt or connection
@@ -148,31 +150,30 @@ class Session:
         #: Names this life in the log, and its thread.
         self.label = f"client {next(_numbers)}"
         self.thread = Reader(_read, cell, f"wsthread-reader-{self.label[7:]}")
-        self.started = Flag()  # or could not be
+        self.starting = threading.Lock()  # held until the thread is started, or could not be
         self.begun_by = threading.get_ident()  # the thread whose connect() it is
         self.life = Life(self.thread)
 
     def start(self) -> None:
         """Begin the life, on the thread of connect()."""
         self.change(Event.CONNECT)
-        running[id(self)] = weakref.ref(self)
-        self._cell.append(self)
-        try:
-            if exiting.is_set():
-                raise RuntimeError("the interpreter ends")
-            self.thread.start()
-        except BaseException as error:
-            if not self._take_back():  # Ctrl-C, and the thread runs
-                self.request_abort()
+        with self.starting:
+            running[id(self)] = weakref.ref(self)
+            self._cell.append(self)
+            try:
+                if exiting.is_set():
+                    raise RuntimeError("the interpreter ends")
+                self.thread.start()
+            except BaseException as error:
+                if not self._take_back():  # Ctrl-C, and the thread runs
+                    self.request_abort()
+                    raise
+                self._end()
+                if self.mailbox.dispatcher.inline:
+                    self.mailbox.seal(self.life)  # there is no reader to run them
+                if isinstance(error, RuntimeError):  # no more threads, or the interpreter ends
+                    raise ConnectError(f"no thread could be started: {error}") from None
                 raise
-            self._end()
-            if self.mailbox.dispatcher.inline:
-                self.mailbox.seal(self.life)  # there is no reader to run them
-            if isinstance(error, RuntimeError):  # no more threads, or the interpreter ends
-                raise ConnectError(f"no thread could be started: {error}") from None
-            raise
-        finally:
-            self.started.set()
 
     def _take_back(self) -> bool:
         """Take what `start` gives the thread; False: the thread was faster."""
@@ -343,14 +344,12 @@ class Session:
 
     def _attempt(self) -> bool:
         """Open a connection; True when it is open."""
-        from .opening import open_connection  # noqa: PLC0415 - loaded with the first client
-
         self._error = None
         timeout = self.connect_timeout
         deadline = None if timeout is None else time.monotonic() + timeout
         if self.give_up_at is not None and not self.ever_open:
             deadline = self.give_up_at if deadline is None else min(deadline, self.give_up_at)
-        waiter = self._waiter = Waiter(self.waker, self.ending, deadline)
+        waiter = self._waiter = Waiter(self.waker, self.ending, deadline, self._poller)
         try:
             client = self.client()
             if client is None:
@@ -358,7 +357,7 @@ class Session:
             source = client.source
             del client
             url, options = prepare(source, waiter)
-            opened = open_connection(url, options, waiter)
+            opened = options.open(url, waiter)
         except Cancelled:
             return False
         except ConnectError as error:
@@ -389,7 +388,7 @@ class Session:
             items.append(("lift", connection.gated(), 0, self.life))
         self.outbox.opened(gated)
         self.writer = connection.writer
-        self.mailbox.put(items)
+        self._put(items)
         self.settled.set()
         if opened.leftover:
             connection.received(opened.leftover)
@@ -436,11 +435,11 @@ class Session:
         if self.ending():
             # Before what was begun makes room for a sender that waits for it.
             self.outbox.refuse("the client is closing")
-        code, reason, self._begun = connection.conclude()
+        self._closed, self._begun = closed, _ = connection.conclude()
         self._error = self._error or connection.error
-        self.known.closed(code, reason)
+        self.known.closed(closed.code, closed.reason)
         self._uptime = time.monotonic() - connection.opened_at
-        return code
+        return closed.code
 
     def _decide(self, code: Optional[int]) -> Optional[float]:
         """Return after how many seconds to try again; None: the life is over."""
@@ -472,7 +471,8 @@ class Session:
         assert ask is not None
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            return Waiter(self.waker, self.ending, deadline).call(lambda: ask(error, code))
+            waiter = Waiter(self.waker, self.ending, deadline, self._poller)
+            return waiter.call(lambda: ask(error, code))
         except Cancelled:
             return False
         except ConnectTimeout:
@@ -490,12 +490,11 @@ class Session:
         if error is not None:
             self.known.stats.last_error = error
         self._log_end(code, error)
-        self.mailbox.put_sent(self.sent, self.life)
+        if self.sent:
+            self.mailbox.put_sent(self.sent, self.life)
         items: List[Item] = []
-        if code is not None:
-            closed = ConnectionClosed(
-                f"not sent: {describe_close(code, self.known.close_reason or '')}", code
-            )
+        closed, self._closed = self._closed, None
+        if closed is not None:
             back, self._begun = self._begun, ()
             lost = self.outbox.lost(closed, over)
             items += self._unsent_items([*back, *lost], closed)
@@ -508,7 +507,7 @@ class Session:
         if code is not None and "on_close" in self.overridden:
             args = (code, self.known.close_reason or "")
             items.append(("call", ("on_close", args), 0, self.life))
-        self.mailbox.put(items)
+        self._put(items)
 
     def _log_end(self, code: Optional[int], error: Optional[BaseException]) -> None:
         if code is not None:
@@ -588,6 +587,10 @@ class Session:
         before = self.known.state
         items = self._change_items(event)
         if self.known.state is not before:
+            self._put(items)
+
+    def _put(self, items: List[Item]) -> None:
+        if items:
             self.mailbox.put(items)
 
 

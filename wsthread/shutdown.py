@@ -23,8 +23,10 @@ def _at_exit() -> None:
     deadline = time.monotonic() + _EXIT_GRACE
     for session in sessions:
         # A connect() may just be starting it, and an interpreter that ends meanwhile crashes.
-        if session.started.wait(max(0.0, deadline - time.monotonic())) and session.thread.ident:
-            session.thread.join(max(0.0, deadline - time.monotonic()))
+        if session.starting.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            session.starting.release()
+            if session.thread.ident:
+                session.thread.join(max(0.0, deadline - time.monotonic()))
     # One whose life is over runs on for a moment: the same happens then.
     for thread in threading.enumerate():
         if isinstance(thread, Reader):

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from .opening import OpenOptions
 
 
-@dataclass(frozen=True)
+@dataclass
 class Source:
-    """What the user gave for the opening; held by the handle, and by an attempt while it runs."""
+    """What the user gave for the opening; held by the handle, and by an attempt while it runs.
+
+    Never changed.
+    """
 
     __slots__ = ("headers", "options", "url")
 

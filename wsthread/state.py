@@ -15,6 +15,8 @@ class ConnectionState(enum.Enum):
     RECONNECTING = "reconnecting"
     CLOSING = "closing"
 
+    __hash__ = object.__hash__  # enum's own is of Python, and no better
+
 
 class Event(enum.Enum):
     """What happens to a life. The value is the label in the diagram."""
@@ -24,6 +26,8 @@ class Event(enum.Enum):
     CLOSE = "disconnect() or a close frame"
     RETRY = "lost or failed, and retried"
     END = "over"
+
+    __hash__ = object.__hash__
 
 
 #: The whole machine: the code changes state through it, the documentation draws it.

@@ -162,14 +162,6 @@ class Poller:
         return ready
 
 
-def poll(interest: Dict[int, int], timeout: Optional[float]) -> Dict[int, int]:
-    """Wait once: `interest` and the answer map descriptors to READ, WRITE, HANGUP."""
-    poller = Poller()
-    for descriptor, wanted in interest.items():
-        poller.watch(descriptor, wanted)
-    return poller.wait(timeout)
-
-
 class _Job:
     """The result of a call that may be abandoned; it holds nothing of who waits for it."""
 
@@ -203,16 +195,22 @@ class Waiter:
     Used while opening; belongs to the reader's thread.
     """
 
-    __slots__ = ("_cancelled", "_descriptors", "_waker", "deadline")
+    __slots__ = ("_cancelled", "_descriptors", "_poller", "_waker", "deadline")
 
     def __init__(
-        self, waker: Waker, cancelled: Callable[[], bool], deadline: Optional[float]
+        self,
+        waker: Waker,
+        cancelled: Callable[[], bool],
+        deadline: Optional[float],
+        poller: Optional[Poller] = None,
     ) -> None:
         self._waker = waker
         self._cancelled = cancelled
         #: `time.monotonic` of the end of the opening; None: no end.
         self.deadline = deadline
         self._descriptors: List[int] = []  # what is waited for
+        self._poller = poller or Poller()  # one that may be left watching the waker
+        self._poller.watch(waker.fileno(), READ)
 
     def forked(self) -> None:
         """In a forked child: close what was waited for. Takes no lock."""
@@ -237,7 +235,14 @@ class Waiter:
             left = max(0.0, self.deadline - time.monotonic())
             timeout = left if timeout is None else min(timeout, left)
         self._descriptors = list(interest)
-        ready = poll({**interest, self._waker.fileno(): READ}, timeout)
+        poller = self._poller
+        try:
+            for descriptor, wanted in interest.items():
+                poller.watch(descriptor, wanted)
+            ready = poller.wait(timeout)
+        finally:
+            for descriptor in interest:
+                poller.watch(descriptor, 0)
         if ready.pop(self._waker.fileno(), 0):
             self._waker.drain()
         self.check()
@@ -289,7 +294,8 @@ class Transport:
     )
 
     def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
+        if sock.gettimeout() != 0:
+            sock.setblocking(False)
         self.sock = sock
         self._gathers = hasattr(sock, "sendmsg")  # Windows has none
         self.lock = threading.Lock()

@@ -1,27 +1,22 @@
-"""The HTTP upgrade (RFC 6455 section 4): websocket-client behind a strict filter, both ways.
+"""The HTTP upgrade (RFC 6455 section 4), over h11.
 
-websocket-client makes the handshake's own fields and checks the answer, over a stream that is
-no socket. Its request is completed and written by us; the answer is read, bounded and checked by
-us, and handed on to it as the bare minimum. So neither its cookie jar nor its log ever sees what
-belongs to a user, and nothing it does reaches the connection.
+h11 writes the request and reads the answer, strict and bounded; what the handshake adds to HTTP is
+here: the key, and the checks of 4.1.
 """
 
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
-import io
-import sys
+import os
 import time
 from dataclasses import dataclass
-from typing import Callable, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import h11
-from websocket._handshake import handshake
 
 from .errors import ConnectError, HandshakeError, detached
-from .headers import Extensions, Fields, find, parse_extensions
+from .headers import Extensions, Fields, parse_extensions
 from .http1 import MAX_EVENT, read_head, write
 from .transport import READ, Cancelled, Transport, Waiter
 
@@ -32,6 +27,7 @@ _BODY_TIME = 1.0  # seconds
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 Accept = Callable[[Extensions], object]
+Values = Dict[str, List[str]]
 
 
 @dataclass
@@ -64,110 +60,14 @@ def upgrade(transport: Transport, request: UpgradeRequest, waiter: Waiter) -> Up
     Raises HandshakeError, other ConnectError and ConnectTimeout, Cancelled. The caller closes
     the transport then.
     """
-    stream = _Stream(functools.partial(_exchange, transport, request, waiter))
-    error = _run_websocket_client(stream, request)
-    if error is None and stream.upgraded is None:
-        error = HandshakeError("websocket-client did not read the answer")
-    if error is not None:
-        try:
-            raise error
-        finally:
-            del error
-    assert stream.upgraded is not None
-    return stream.upgraded
-
-
-class _Interrupted(Exception):
-    """Carries an error through websocket-client, which translates some and logs others."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
-
-class _Stream:
-    """What websocket-client takes for a connected socket. It lives as long as the handshake.
-
-    The answer is read while the request is sent: `recv` is called from deeper down the stack,
-    whose pages stay the thread's as long as it lives.
-    """
-
-    def __init__(self, exchange: Callable[[bytes], Tuple[bytes, Upgraded]]) -> None:
-        self._exchange = exchange
-        self._answer = io.BytesIO()
-        self.upgraded: Optional[Upgraded] = None
-
-    def gettimeout(self) -> float:
-        return 0.0  # all waiting is ours: no selector is to be made
-
-    def send(self, request: bytes) -> int:
-        """Take the request, which comes in one piece."""
-        error: Exception
-        try:
-            answer, self.upgraded = self._exchange(request)
-        except Exception as raised:
-            error = detached(raised)
-        else:
-            self._answer = io.BytesIO(answer)
-            return len(request)
-        raise _Interrupted(error)
-
-    def recv(self, size: int) -> bytes:
-        return self._answer.read(size)
-
-
-def _run_websocket_client(stream: _Stream, request: UpgradeRequest) -> Optional[Exception]:
-    """Let websocket-client do a handshake over the stream; return what it failed with."""
-    header = []
-    # Not as `subprotocols`: it would refuse an answer that chooses none, which is allowed.
-    if request.subprotocols:
-        header.append(f"Sec-WebSocket-Protocol: {', '.join(request.subprotocols)}")
-    if request.offer:
-        header.append(f"Sec-WebSocket-Extensions: {request.offer}")
-    try:
-        # Not by its `WebSocket`, which needs a host name, and so looks for cookies: that sorts a
-        # list, which takes another page of the thread's stack. The real host is put in below.
-        handshake(
-            stream,
-            "ws:",
-            "",
-            80,
-            "/",
-            header=header,
-            origin=request.origin,
-            suppress_origin=request.origin is None,
-        )
-    except _Interrupted as interrupted:
-        return interrupted.error
-    except Exception as error:
-        failure = HandshakeError(f"websocket-client does not take the answer: {error}")
-        failure.__cause__ = detached(error)
-        return failure
-    return None
-
-
-def _exchange(
-    transport: Transport, request: UpgradeRequest, waiter: Waiter, head: bytes
-) -> Tuple[bytes, Upgraded]:
-    """Send the request, take the answer; return it as websocket-client may see it."""
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_EVENT)
-    made = _handshake_fields(head)
-    key = find(made, "sec-websocket-key")[0]
-    fields = [("Host", request.authority), *made, *request.fields]
-    try:
-        event = h11.Request(
-            method="GET",
-            target=request.resource,
-            headers=[(name.encode("ascii"), value.encode("utf-8")) for name, value in fields],
-        )
-        data = (connection.send(event) or b"") + (connection.send(h11.EndOfMessage()) or b"")
-    except h11.LocalProtocolError:
-        # Neither the message nor a cause: they quote the value.
-        raise ConnectError("the request would not be valid HTTP") from None
+    # 16 bytes that nobody can predict (4.1), although all that they prove is who answers.
+    key = base64.b64encode(os.urandom(16))
+    data = _encoded(connection, request, key)
     try:
         write(transport, data, waiter)
         response = read_head(transport, waiter, connection, "the server")
-        return _check_answer(transport, request, waiter, connection, response, key)
+        return _judge(transport, request, waiter, connection, response, key)
     except (ConnectError, Cancelled):
         raise
     except OSError as error:
@@ -175,29 +75,42 @@ def _exchange(
         raise ConnectError(text) from detached(error)
 
 
-def _handshake_fields(head: bytes) -> List[Tuple[str, str]]:
-    """Return what is websocket-client's in its request: neither Host nor Cookie are."""
-    fields = []
-    for line in head.decode("utf-8").split("\r\n")[1:]:
-        name, separator, value = line.partition(":")
-        lower = name.lower()
-        if separator and (
-            lower in ("upgrade", "connection", "origin") or lower.startswith("sec-websocket-")
-        ):
-            fields.append((name, value.strip()))
-    return fields
+def _encoded(connection: h11.Connection, request: UpgradeRequest, key: bytes) -> bytes:
+    """Return the bytes of the request."""
+    fields = [
+        ("Host", request.authority),
+        ("Upgrade", "websocket"),
+        ("Connection", "Upgrade"),
+        ("Sec-WebSocket-Key", key.decode()),
+        ("Sec-WebSocket-Version", "13"),
+    ]
+    if request.subprotocols:
+        fields.append(("Sec-WebSocket-Protocol", ", ".join(request.subprotocols)))
+    if request.offer:
+        fields.append(("Sec-WebSocket-Extensions", request.offer))
+    if request.origin is not None:
+        fields.append(("Origin", request.origin))
+    fields += request.fields
+    headers = [(name.encode("ascii"), value.encode("utf-8")) for name, value in fields]
+    try:
+        event = h11.Request(method="GET", target=request.resource, headers=headers)
+        return (connection.send(event) or b"") + (connection.send(h11.EndOfMessage()) or b"")
+    except h11.LocalProtocolError:
+        # Neither the message nor a cause: they quote the value.
+        raise ConnectError("the request would not be valid HTTP") from None
 
 
-def _check_answer(
+def _judge(
     transport: Transport,
     request: UpgradeRequest,
     waiter: Waiter,
     connection: h11.Connection,
     response: Union[h11.Response, h11.InformationalResponse],
-    key: str,
-) -> Tuple[bytes, Upgraded]:
-    fields = [  # kept, and the names are the same for many clients
-        (sys.intern(name.decode("latin-1")), value.decode("latin-1"))
+    key: bytes,
+) -> Upgraded:
+    """Check the answer's head (4.1); return what was agreed on."""
+    fields = [
+        (name.decode("latin-1"), value.decode("latin-1"))
         for name, value in response.headers.raw_items()
     ]
     status = response.status_code
@@ -208,39 +121,37 @@ def _check_answer(
     try:
         if response.http_version != b"1.1":
             raise ValueError("it is not HTTP/1.1")
-        accept = _check_switch(fields, key)
+        values: Values = {}  # of each field, one for each time it is there
+        for name, value in fields:
+            values.setdefault(name.lower(), []).append(value)
+        _check_switch(values, key)
         upgraded = Upgraded(connection.trailing_data[0], headers=fields)
-        upgraded.subprotocol = _check_subprotocol(fields, request.subprotocols)
-        upgraded.extensions = _check_extensions(fields, request.offer)
+        upgraded.subprotocol = _check_subprotocol(values, request.subprotocols)
+        upgraded.extensions = _check_extensions(values, request.offer)
         if request.accept is not None:
             upgraded.agreement = request.accept(upgraded.extensions)
     except ValueError as error:
         raise HandshakeError(f"the server's 101 is invalid: {error}", status, fields) from None
     except HandshakeError as error:  # of `accept`, which knows neither status nor fields
         raise HandshakeError(str(error), status, fields) from None
-    answer = (
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Accept: {accept}\r\n\r\n"
-    )
-    return answer.encode("ascii"), upgraded
+    return upgraded
 
 
-def _check_switch(fields: Fields, key: str) -> str:
-    """Check Upgrade, Connection and Sec-WebSocket-Accept (4.1); return the last."""
-    if [value.lower() for value in find(fields, "upgrade")] != ["websocket"]:
+def _check_switch(values: Values, key: bytes) -> None:
+    """Check Upgrade, Connection and Sec-WebSocket-Accept (4.1)."""
+    if ",".join(values.get("upgrade", ())).lower() != "websocket":
         raise ValueError('it takes exactly one "Upgrade: websocket"')
-    tokens = [item.strip(" \t").lower() for item in ",".join(find(fields, "connection")).split(",")]
-    if "upgrade" not in tokens:
+    tokens = ",".join(values.get("connection", ())).lower().split(",")
+    if "upgrade" not in [token.strip(" \t") for token in tokens]:
         raise ValueError('"Connection" does not contain "Upgrade"')
-    digest = hashlib.sha1(key.encode("ascii") + _GUID).digest()
+    digest = hashlib.sha1(key + _GUID).digest()
     accept = base64.b64encode(digest).decode("ascii")
-    if find(fields, "sec-websocket-accept") != [accept]:
+    if values.get("sec-websocket-accept") != [accept]:
         raise ValueError("it takes exactly one Sec-WebSocket-Accept, that of the key sent")
-    return accept
 
 
-def _check_subprotocol(fields: Fields, offered: Sequence[str]) -> Optional[str]:
-    chosen = find(fields, "sec-websocket-protocol")
+def _check_subprotocol(values: Values, offered: Sequence[str]) -> Optional[str]:
+    chosen = values.get("sec-websocket-protocol")
     if not chosen:
         return None
     if len(chosen) > 1:
@@ -250,10 +161,12 @@ def _check_subprotocol(fields: Fields, offered: Sequence[str]) -> Optional[str]:
     return chosen[0]
 
 
-def _check_extensions(fields: Fields, offer: Optional[str]) -> Extensions:
-    text = ", ".join(find(fields, "sec-websocket-extensions"))
+def _check_extensions(values: Values, offer: Optional[str]) -> Extensions:
+    chosen = values.get("sec-websocket-extensions")
+    if not chosen:
+        return ()
     try:
-        extensions = parse_extensions(text)
+        extensions = parse_extensions(", ".join(chosen))
     except ValueError as error:
         raise ValueError(f"Sec-WebSocket-Extensions: {error}") from None
     offered = {name for name, _ in parse_extensions(offer or "")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import re
+import socket
 from dataclasses import dataclass, field
 from typing import NoReturn, Optional, Tuple
 from urllib.parse import quote, unquote_to_bytes, urljoin
@@ -14,13 +15,17 @@ from .errors import ConnectError
 _SECURE = {"ws": False, "wss": True, "http": False, "https": True}
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
 _HOST_PORT = re.compile(r"(?:\[([^][]*)\]|([^][:]*))(?::([0-9]*))?")
-_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?")
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?")
+_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 _VISIBLE = "".join(map(chr, range(0x21, 0x7F)))
+_ALL_VISIBLE = re.compile(r"[!-~]*")
+_BLANK = re.compile(r"[\0- \x7f]")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Target:
-    """A parsed URL: where to connect, and what to ask for there."""
+    """A parsed URL: where to connect, and what to ask for there. Never changed."""
 
     secure: bool  # whether TLS is spoken
     host: str  # lower case, in ASCII (IDNA); an IPv6 address without its brackets
@@ -53,7 +58,7 @@ def parse_url(url: str) -> Target:
     """
     if not isinstance(url, str):
         _bad(f"a URL is a str, not {type(url).__name__}")
-    if any(c <= " " or c == "\x7f" for c in url):
+    if _BLANK.search(url):
         _bad("white space or a control character in the URL")
     found = _URL.match(url)
     if found is None:
@@ -69,7 +74,8 @@ def parse_url(url: str) -> Target:
     if not resource.startswith("/"):
         resource = "/" + resource
     try:
-        resource = quote(resource, safe=_VISIBLE)
+        if not _ALL_VISIBLE.fullmatch(resource):
+            resource = quote(resource, safe=_VISIBLE)
         authorization = _basic(userinfo) if userinfo else None
     except UnicodeEncodeError:
         _bad("the URL contains a lone surrogate")
@@ -136,14 +142,12 @@ def _parse_name(text: str) -> str:
             host = host.encode("idna").decode("ascii").lower()
         except UnicodeError:
             _bad(f"the URL's host is no valid internationalised name: {text!r}")
-    labels = host[: -1 if host.endswith(".") else None].split(".")
-    valid = all(_LABEL.fullmatch(label) and len(label) < 64 for label in labels)
-    if not valid or len(host) > 253:
+    if len(host) > 253 or not _NAME.fullmatch(host):
         _bad(f"the URL's host is no valid name: {text[:300]!r}")
-    if labels[-1].isdigit() or re.fullmatch("0x[0-9a-f]*", labels[-1]):
+    if _NUMBER.fullmatch(host[:-1] if host.endswith(".") else host):
         # The resolver would take 127.1 or 0x7f.1 for an address in ways nobody expects.
         try:
-            return str(ipaddress.IPv4Address(host))
-        except ValueError:
+            socket.inet_pton(socket.AF_INET, host)
+        except OSError:
             _bad(f"the URL's host is no IPv4 address: {text!r}")
     return host

@@ -320,5 +320,6 @@ class FrameWriter:
             begun = self._unsettled()
             self._begun.clear()
             self._large, self._batch, self._work = (), [], None
-        self._log()
+        if self._notes:
+            self._log()
         return self._outbox.failed(begun, error)
