@@ -11,7 +11,7 @@ import ssl
 import sys
 import threading
 import time
-from typing import Callable, Dict, Iterable, List, Optional, TypeVar, Union
+from typing import Callable, Dict, Iterable, List, Optional, Tuple, TypeVar, Union
 
 from .errors import ConnectTimeout
 from .tls import TLSFilter
@@ -84,6 +84,19 @@ class Cancelled(Exception):
     """The opening was given up from another thread. Never leaves the library."""
 
 
+@functools.cache
+def _mask(wanted: int) -> int:
+    """Return what to ask poll for READ, WRITE and HANGUP."""
+    mask = 0
+    if wanted & READ:
+        mask |= select.POLLIN
+    if wanted & WRITE:
+        mask |= select.POLLOUT
+    if wanted & HANGUP:
+        mask |= getattr(select, "POLLRDHUP", 0)  # Linux only
+    return mask
+
+
 @functools.cache  # there are few, and each wait tells one
 def _meaning(events: int) -> int:
     """Return READ, WRITE and HANGUP of what poll tells."""
@@ -107,33 +120,23 @@ class Poller:
 
     def __init__(self) -> None:
         self._poll = select.poll() if hasattr(select, "poll") else None
-        self._watched: Dict[int, int] = {}
+        self._watched: Optional[Dict[int, int]] = {} if self._poll is None else None
 
     def watch(self, descriptor: int, wanted: int) -> None:
         """Wait for READ, WRITE, HANGUP (in `wanted`) of a descriptor; 0 forgets it.
 
         Where anything but 0 is wanted, a hang-up is reported in any case.
         """
-        before = self._watched.get(descriptor, 0)
-        if wanted == before:
-            return
-        if wanted:
-            self._watched[descriptor] = wanted
-        else:
-            del self._watched[descriptor]
         if self._poll is None:
-            return
-        if not wanted:
-            self._poll.unregister(descriptor)
-            return
-        mask = 0
-        if wanted & READ:
-            mask |= select.POLLIN
-        if wanted & WRITE:
-            mask |= select.POLLOUT
-        if wanted & HANGUP:
-            mask |= getattr(select, "POLLRDHUP", 0)  # Linux only
-        self._poll.register(descriptor, mask)
+            assert self._watched is not None
+            self._watched[descriptor] = wanted
+        elif wanted:
+            self._poll.register(descriptor, _mask(wanted))
+        else:
+            try:
+                self._poll.unregister(descriptor)
+            except KeyError:
+                pass  # it was not watched
 
     def wait(self, timeout: Optional[float]) -> Dict[int, int]:
         """Return what is ready; `timeout` is in seconds, None for ever.
@@ -146,20 +149,22 @@ class Poller:
             elif timeout > _LONGEST_POLL:
                 timeout = _LONGEST_POLL
         if self._poll is None:
-            return self._select(timeout)
+            assert self._watched is not None
+            return _select(self._watched, timeout)
         # Rounded up: a wait that ends a fraction before its deadline would spin through it.
         found = self._poll.poll(None if timeout is None else timeout * 1000 + 0.999)
         return {descriptor: _meaning(events) for descriptor, events in found}
 
-    def _select(self, timeout: Optional[float]) -> Dict[int, int]:
-        # Windows has no poll. A failed connect shows up in the third set there.
-        readers = [fd for fd, wanted in self._watched.items() if wanted & READ]
-        writers = [fd for fd, wanted in self._watched.items() if wanted & WRITE]
-        got_r, got_w, got_x = select.select(readers, writers, writers, timeout)
-        ready = dict.fromkeys(got_r, READ)
-        for descriptor in got_w + got_x:
-            ready[descriptor] = ready.get(descriptor, 0) | WRITE
-        return ready
+
+def _select(watched: Dict[int, int], timeout: Optional[float]) -> Dict[int, int]:
+    # Windows has no poll. A failed connect shows up in the third set there.
+    readers = [fd for fd, wanted in watched.items() if wanted & READ]
+    writers = [fd for fd, wanted in watched.items() if wanted & WRITE]
+    got_r, got_w, got_x = select.select(readers, writers, writers, timeout)
+    ready = dict.fromkeys(got_r, READ)
+    for descriptor in got_w + got_x:
+        ready[descriptor] = ready.get(descriptor, 0) | WRITE
+    return ready
 
 
 class _Job:
@@ -303,7 +308,7 @@ class Transport:
         # The reader's: it decrypts, or waits for the lock in order to. A sender who sees it leaves
         # his frame to the reader: a thread that sends without pause could keep the lock for long.
         self.decrypting = False
-        self._filters: List[TLSFilter] = []  # innermost last; fixed once open
+        self._filters: Tuple[TLSFilter, ...] = ()  # innermost last; fixed once open
         self.out: List[memoryview] = []  # the lock's: what the kernel has not taken; never many
         self.queued = 0  # the lock's: bytes ever put into the out-buffer
         self.written = 0  # the lock's: of these, those that the kernel has taken
@@ -325,7 +330,7 @@ class Transport:
 
     def add_tls(self, context: ssl.SSLContext, server_hostname: Optional[str]) -> None:
         """Put a TLS layer over what there is; `handshake` then brings it up."""
-        self._filters.append(TLSFilter(context, server_hostname))
+        self._filters += (TLSFilter(context, server_hostname),)
 
     def handshake(self) -> bool:
         """Go on with the newest layer's handshake; return whether it is complete.

@@ -7,13 +7,17 @@ here: the key, and the checks of 4.1.
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import time
 from dataclasses import dataclass
 from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import h11
+
+try:  # hashlib's own is OpenSSL's, which keeps something for each thread that ever used it
+    from _sha1 import sha1  # type: ignore[import-not-found,unused-ignore]
+except ImportError:
+    from hashlib import sha1
 
 from .errors import ConnectError, HandshakeError, detached
 from .headers import Extensions, Fields, parse_extensions
@@ -24,6 +28,11 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _MAX_BODY = 4096  # bytes of a refusal's body that are kept
 _MAX_BODY_READ = 65536  # bytes that are read for it, chunk headers included
 _BODY_TIME = 1.0  # seconds
+#: Of what the client keeps of an answer: the same for most, and there only once.
+_COMMON = {
+    text: text
+    for text in ("Upgrade", "websocket", "Connection", "Sec-WebSocket-Accept", "Date", "Server")
+}
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 Accept = Callable[[Extensions], object]
@@ -109,10 +118,7 @@ def _judge(
     key: bytes,
 ) -> Upgraded:
     """Check the answer's head (4.1); return what was agreed on."""
-    fields = [
-        (name.decode("latin-1"), value.decode("latin-1"))
-        for name, value in response.headers.raw_items()
-    ]
+    fields = [(_text(name), _text(value)) for name, value in response.headers.raw_items()]
     status = response.status_code
     if status != 101:
         text = f"the server answered {status} {bytes(response.reason)[:100].decode('latin-1')}"
@@ -137,6 +143,11 @@ def _judge(
     return upgraded
 
 
+def _text(data: bytes) -> str:
+    text = data.decode("latin-1")
+    return _COMMON.get(text, text)
+
+
 def _check_switch(values: Values, key: bytes) -> None:
     """Check Upgrade, Connection and Sec-WebSocket-Accept (4.1)."""
     if ",".join(values.get("upgrade", ())).lower() != "websocket":
@@ -144,7 +155,7 @@ def _check_switch(values: Values, key: bytes) -> None:
     tokens = ",".join(values.get("connection", ())).lower().split(",")
     if "upgrade" not in [token.strip(" \t") for token in tokens]:
         raise ValueError('"Connection" does not contain "Upgrade"')
-    digest = hashlib.sha1(key + _GUID).digest()
+    digest = sha1(key + _GUID).digest()
     accept = base64.b64encode(digest).decode("ascii")
     if values.get("sec-websocket-accept") != [accept]:
         raise ValueError("it takes exactly one Sec-WebSocket-Accept, that of the key sent")
