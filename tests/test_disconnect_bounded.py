@@ -105,7 +105,7 @@ def tcp(scene: Scene) -> wsthread.WebSocketClient:
     _, port = scene.enter_context(black_hole())
     client = scene.connecting(f"ws://127.0.0.1:{port}/")
     session: Any = client._session
-    eventually(lambda: len(session._waiter._descriptors if session._waiter else ()) == 1)
+    eventually(lambda: len(session._waiter.sockets if session._waiter else ()) == 1)
     return client
 
 

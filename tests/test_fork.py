@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -14,7 +15,8 @@ from typing import Any, Callable, Optional
 import pytest
 
 import wsthread
-from tests.support import SOON, Certificates, echo_server
+from tests.support import SOON, Certificates, black_hole, echo_server
+from wsthread import opening, tcp
 from wsthread.testing import RecordingDelegate
 
 pytestmark = [
@@ -180,3 +182,35 @@ CALLBACK_THAT_FORKS = """
     until(2)
     print("child", status, seen, client.disconnect(), flush=True)
 """
+
+
+def test_promise_17_a_fork_while_opening_closes_nobody_elses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An attempt that has lost the race is closed; its number may be somebody else's by now."""
+    inside, go_on = threading.Event(), threading.Event()
+    context = opening._default_context
+
+    def slow() -> Any:
+        inside.set()
+        assert go_on.wait(SOON)
+        return context()
+
+    monkeypatch.setattr(opening, "_default_context", slow)
+    with black_hole() as nowhere, socket.create_server(("127.0.0.1", 0)) as listener:
+        addresses = [(socket.AF_INET, nowhere), (socket.AF_INET, listener.getsockname())]
+        monkeypatch.setattr(tcp, "resolve", lambda *_: addresses)
+        client = wsthread.WebSocketClient("wss://example.org/", reconnect=False, proxy=None)
+        client.connect(wait=False)
+        assert inside.wait(SOON)
+        ours = [descriptor for _ in range(3) for descriptor in os.pipe()]
+
+        def check() -> None:
+            for descriptor in ours:
+                os.fstat(descriptor)
+
+        in_child(check)
+        for descriptor in ours:
+            os.close(descriptor)
+        go_on.set()
+        client.abort()

@@ -95,7 +95,21 @@ def redirects(count: int) -> Script:
     return script
 
 
+def sent(data: bytes) -> Script:
+    """An answer made beforehand."""
+
+    def script(connection: RawConnection) -> None:
+        connection.read_head()
+        connection.sock.sendall(data)
+        connection.read_to_end()
+
+    return script
+
+
 MEGABYTE = b"x" * 1_000_000
+#: White space that a parser may go back and forth in, before something it refuses.
+BLANKS = b" " * 60_000
+CHUNKED = b"HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 ATTACKS: Dict[str, Attack] = {
     "silence": Attack(
@@ -154,6 +168,24 @@ ATTACKS: Dict[str, Attack] = {
         HandshakeError,
         "403 No",
         403,
+    ),
+    "a header that is white space": Attack(
+        sent(SWITCH + b"X:" + BLANKS + b"\0\r\n\r\n"), HandshakeError, "white space in a row"
+    ),
+    "a header that is folded lines": Attack(
+        sent(SWITCH + b"X:" + b"\r\n " * 20_000 + b"\0\r\n\r\n"), HandshakeError, "white space"
+    ),
+    "a status line that is white space": Attack(
+        sent(b"HTTP/1.1 101" + BLANKS + b"\0\r\n\r\n"), HandshakeError, "white space in a row"
+    ),
+    "403 with a chunk header that is white space": Attack(
+        sent(CHUNKED + b"1;" + BLANKS + b"\n\r\n"), HandshakeError, "403 No", 403
+    ),
+    "403 with a trailer that is white space": Attack(
+        sent(CHUNKED + b"0\r\nX:" + BLANKS + b"\0\r\n\r\n"), HandshakeError, "403 No", 403
+    ),
+    "403 with a head of 120 KB": Attack(
+        sent(b"HTTP/1.1 403 No\r\n" + b"X: y\r\n" * 20_000 + b"\r\n"), HandshakeError, "65536 bytes"
     ),
     "garbage": Attack(
         endless(b"", b"\xff\x00garbage\r\n\r\n" * 1000), HandshakeError, "no valid HTTP"

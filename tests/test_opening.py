@@ -325,6 +325,18 @@ def test_promise_14_the_cookie_jar_and_the_log_of_others_see_nothing(
     assert not any("hidden" in r.getMessage() or "stolen" in r.getMessage() for r in caplog.records)
 
 
+def test_promise_15_a_socket_that_is_given_and_blocks_by_a_copy_of_it() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    copied = socket.create_connection(listener.getsockname())
+    copied.setblocking(False)
+    given = copied.dup()  # its time-out says that it does not block ...
+    copied.setblocking(True)  # ... and now it does: that is for all copies
+    with listener, copied, contextlib.closing(listener.accept()[0]):
+        large = {"X-Large": "x" * 20_000_000}
+        with pytest.raises(ConnectTimeout):
+            open_now("ws://elsewhere.test/", timeout=0.2, socket=given, headers=large)
+
+
 def test_a_request_larger_than_the_buffers() -> None:
     peer = Requests()
     with RawServer(peer, receive_buffer=4096) as server:

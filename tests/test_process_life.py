@@ -225,7 +225,7 @@ def test_promise_17_a_subprocess_inherits_no_descriptor() -> None:
                 session._connection.transport.fileno(),
                 session.waker._reader.fileno(),
                 session.waker._writer.fileno(),
-                *list(opening._waiter._descriptors),
+                *[sock.fileno() for sock in opening._waiter.sockets],
                 pump.fileno(),
             )
             return {os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in descriptors}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NoReturn, Union
+import re
+from typing import Union
 
 import h11
 
@@ -14,6 +15,13 @@ _MAX_INTERIM = 8  # 1xx responses before the final one
 #: What a ``h11.Connection`` for `read_head` may buffer: the limit here is met first.
 MAX_EVENT = 2 * _MAX_HEAD
 _RECEIVE = 65536
+#: Bytes of a body that are read, chunk headers included. No more than h11 parses in an instant.
+MAX_BODY_READ = 8192
+_MAX_BLANKS = 256
+#: h11's grammar takes quadratic time for white space before what it refuses: minutes, for a head
+#: as long as it may be, and no other thread runs meanwhile. Folded lines become white space.
+_BLANKS = re.compile(rb"[ \t\r\n]{%d}" % _MAX_BLANKS)
+_END_OF_HEAD = re.compile(rb"\n\r?\n")
 
 
 def write(transport: Transport, data: bytes, waiter: Waiter) -> None:
@@ -44,34 +52,46 @@ def read_head(
 
     Raises HandshakeError for what is no answer; `who` is whose answer it says it is.
     """
-    received = interim = 0
-    event: object = h11.NEED_DATA
-    while True:
-        if event is h11.NEED_DATA:
-            if received >= _MAX_HEAD:
-                _head_too_long()
-            data = receive(transport, waiter)
-            if not data:
-                what = "in the middle of its answer" if received else "without an answer"
-                raise HandshakeError(f"{who} closed the connection {what}")
-            received += len(data)
-            connection.receive_data(data)
+    heads = 0  # their bytes
+    data = bytearray()  # received, and not yet given to h11
+    for _ in range(_MAX_INTERIM + 1):
+        end = _await_head(transport, waiter, data, _MAX_HEAD - heads, who)
+        heads += end
+        connection.receive_data(bytes(data[:end]))
+        del data[:end]
         try:
             event = connection.next_event()
         except h11.RemoteProtocolError as error:
             text = f"the answer is no valid HTTP: {str(error)[:200]}"
             raise HandshakeError(text) from detached(error)
         if isinstance(event, h11.Response):
+            if data:
+                connection.receive_data(bytes(data[:MAX_BODY_READ]))
             return event
-        if isinstance(event, h11.InformationalResponse):
-            if event.status_code == 101:
-                if received - len(connection.trailing_data[0]) > _MAX_HEAD:
-                    _head_too_long()
-                return event
-            interim += 1
-            if interim > _MAX_INTERIM:
-                raise HandshakeError(f"more than {_MAX_INTERIM} interim responses", 100)
+        assert isinstance(event, h11.InformationalResponse)  # nothing else comes of a whole head
+        if event.status_code == 101:
+            if data:
+                connection.receive_data(bytes(data))
+            return event
+    raise HandshakeError(f"more than {_MAX_INTERIM} interim responses", 100)
 
 
-def _head_too_long() -> NoReturn:
-    raise HandshakeError(f"the answer's head is longer than {_MAX_HEAD} bytes")
+def _await_head(transport: Transport, waiter: Waiter, data: bytearray, most: int, who: str) -> int:
+    """Receive behind `data` until a whole head is there; return where it ends."""
+    searched = 0
+    while True:
+        end = _END_OF_HEAD.search(data, max(0, searched - 2))
+        searched = len(data)
+        length = end.end() if end else searched
+        if length > most or (not end and length == most):
+            raise HandshakeError(f"the answer's head is longer than {_MAX_HEAD} bytes")
+        if end or (data[:1] < b"!" and data):  # no answer begins like that: h11 says so
+            break
+        more = receive(transport, waiter)
+        if not more:
+            what = "in the middle of its answer" if data else "without an answer"
+            raise HandshakeError(f"{who} closed the connection {what}")
+        data += more
+    if _BLANKS.search(data, 0, length):
+        raise HandshakeError(f"the answer's head has {_MAX_BLANKS} bytes of white space in a row")
+    return length

@@ -240,7 +240,10 @@ def _connect(target: Target, options: OpenOptions, waiter: Waiter) -> Transport:
     if sock.fileno() == -1:
         text = "the socket given is closed: it is good for one connection"
         raise ConnectError(text) from ValueError(text)
+    waiter.sockets.append(sock)
     try:
+        # Also where its time-out says so: others may have a copy of it, and the mode is for all.
+        sock.setblocking(False)
         return Transport(sock)
     except OSError as error:
         raise ConnectError(f"the socket given is of no use: {error.strerror}") from detached(error)

@@ -413,6 +413,7 @@ class Session:
                     due = -math.inf if self.mailbox.is_due_here() else connection.due()
                     # Messages alone, while nothing else is going on, leave nothing to attend to.
                     calm = connection.calm()
+                    now = time.monotonic()  # it may have taken a while
                 ready = poller.wait(None if due == math.inf else due - now)
                 if ready.get(wake):
                     self.waker.drain()

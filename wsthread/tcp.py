@@ -107,7 +107,7 @@ class _Race:
             waiter.check()
             now = time.monotonic()
             if self._waiting and (now >= next_start or not self._running):
-                if self._start(*self._waiting.pop(0)):
+                if self._start(waiter, *self._waiting.pop(0)):
                     next_start = now + _STAGGER
                 continue
             timeout = next_start - now if self._waiting else None
@@ -128,12 +128,13 @@ class _Race:
         while self._running:
             self._running.popitem()[1][0].close()
 
-    def _start(self, family: int, address: Any) -> bool:
+    def _start(self, waiter: Waiter, family: int, address: Any) -> bool:
         """Begin with one address; False when it has failed already."""
         name = f"[{address[0]}]" if family == socket.AF_INET6 else address[0]
         sock = None
         try:
             sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+            waiter.sockets.append(sock)
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for option in self._sockopt:

@@ -200,7 +200,7 @@ class Waiter:
     Used while opening; belongs to the reader's thread.
     """
 
-    __slots__ = ("_cancelled", "_descriptors", "_poller", "_waker", "deadline")
+    __slots__ = ("_cancelled", "_poller", "_waker", "deadline", "sockets")
 
     def __init__(
         self,
@@ -213,15 +213,16 @@ class Waiter:
         self._cancelled = cancelled
         #: `time.monotonic` of the end of the opening; None: no end.
         self.deadline = deadline
-        self._descriptors: List[int] = []  # what is waited for
+        #: Of this opening, those that are closed included: a number may be somebody else's by now.
+        self.sockets: List[socket.socket] = []
         self._poller = poller or Poller()  # one that may be left watching the waker
         self._poller.watch(waker.fileno(), READ)
 
     def forked(self) -> None:
-        """In a forked child: close what was waited for. Takes no lock."""
-        for descriptor in self._descriptors:
+        """In a forked child: close the sockets of the opening. Takes no lock."""
+        for sock in self.sockets:
             with contextlib.suppress(OSError):
-                os.close(descriptor)
+                sock.close()
 
     def check(self) -> None:
         """Raise Cancelled or ConnectTimeout where going on is of no use."""
@@ -239,7 +240,6 @@ class Waiter:
         if self.deadline is not None:
             left = max(0.0, self.deadline - time.monotonic())
             timeout = left if timeout is None else min(timeout, left)
-        self._descriptors = list(interest)
         poller = self._poller
         try:
             for descriptor, wanted in interest.items():

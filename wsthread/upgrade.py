@@ -21,12 +21,11 @@ except ImportError:
 
 from .errors import ConnectError, HandshakeError, detached
 from .headers import Extensions, Fields, parse_extensions
-from .http1 import MAX_EVENT, read_head, write
+from .http1 import MAX_BODY_READ, MAX_EVENT, read_head, write
 from .transport import READ, Cancelled, Transport, Waiter
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _MAX_BODY = 4096  # bytes of a refusal's body that are kept
-_MAX_BODY_READ = 65536  # bytes that are read for it, chunk headers included
 _BODY_TIME = 1.0  # seconds
 #: Of what the client keeps of an answer: the same for most, and there only once.
 _COMMON = {
@@ -190,7 +189,7 @@ def _check_extensions(values: Values, offer: Optional[str]) -> Extensions:
 def _read_body(transport: Transport, waiter: Waiter, connection: h11.Connection) -> bytes:
     """Return the beginning of a refusal's body: what comes soon, and not too much of it."""
     body = b""
-    received = 0
+    received = len(connection.trailing_data[0])
     until = time.monotonic() + _BODY_TIME
     try:
         while len(body) < _MAX_BODY:
@@ -199,12 +198,13 @@ def _read_body(transport: Transport, waiter: Waiter, connection: h11.Connection)
                 body += event.data
                 continue
             left = until - time.monotonic()
-            if event is not h11.NEED_DATA or left <= 0 or received >= _MAX_BODY_READ:
+            if event is not h11.NEED_DATA or left <= 0 or received >= MAX_BODY_READ:
                 break
-            data = transport.receive()
+            data = transport.receive(MAX_BODY_READ)
             if data is None:
                 waiter.wait({transport.fileno(): READ}, left)
                 continue
+            data = data[: MAX_BODY_READ - received]
             received += len(data)
             connection.receive_data(data)
     except (OSError, h11.RemoteProtocolError):
