@@ -813,3 +813,26 @@ def test_pings_are_answered_while_another_thread_compresses(
         assert [payload for _, payload, _ in pongs] == [b"%d" % n for n in range(len(pongs))]
         # Each was asked for after the one before had come: far more than fit before or after.
         assert len(pongs) >= 10, order[-1][2]
+
+
+def test_what_compressing_makes_longer_is_counted_once() -> None:
+    """Two messages of one batch, the second of which does not fit into a batch any more."""
+    received: List[bytes] = []
+
+    def script(connection: RawConnection) -> None:
+        connection.upgrade(headers=b"Sec-WebSocket-Extensions: permessage-deflate\r\n")
+        received.append(connection.read_to_end())
+
+    with RawServer(script) as server:
+        client = wsthread.WebSocketClient(
+            server.url,
+            reconnect=False,
+            ping_interval=None,
+            compression=wsthread.Deflate(memory_level=1, threshold=0),
+        )
+        client.send(b"a" * 30)
+        client.send(random.Random(1).randbytes(65_400))
+        client.connect()
+        client.flush()
+        client.disconnect(timeout=0.3)  # the peer does not answer: it reads on
+    assert client.stats.bytes_sent == len(received[0])

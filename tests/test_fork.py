@@ -10,13 +10,23 @@ import sys
 import textwrap
 import threading
 import time
-from typing import Any, Callable, Optional
+from typing import Any, Callable, List, Optional
 
 import pytest
 
 import wsthread
-from tests.support import SOON, Certificates, black_hole, echo_server
+from tests.support import (
+    SOON,
+    Background,
+    Certificates,
+    RawConnection,
+    RawServer,
+    black_hole,
+    echo_server,
+    frame,
+)
 from wsthread import opening, tcp
+from wsthread.outbox import Outbox
 from wsthread.testing import RecordingDelegate
 
 pytestmark = [
@@ -214,3 +224,58 @@ def test_promise_17_a_fork_while_opening_closes_nobody_elses(
             os.close(descriptor)
         go_on.set()
         client.abort()
+
+
+def test_promise_17_a_fork_while_a_sender_holds_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before there was a connection: what waits is the parent's to send."""
+    client = wsthread.WebSocketClient("ws://127.0.0.1:9/", reconnect=False)
+    client.send("the parent's")
+    inside, go_on = threading.Event(), threading.Event()
+    accept = Outbox._accept
+
+    def slow(*arguments: Any) -> None:
+        inside.set()
+        assert go_on.wait(SOON)
+        accept(*arguments)
+
+    monkeypatch.setattr(Outbox, "_accept", slow)
+    thread = Background(client.send, "the parent's too")
+    assert inside.wait(SOON)
+    monkeypatch.setattr(Outbox, "_accept", accept)
+
+    def check() -> None:
+        client.send("the child's")
+        assert client.pending == 1
+
+    in_child(check)
+    go_on.set()
+    thread.result(SOON)
+    assert client.pending == 2
+
+
+def test_promise_17_a_fork_in_a_callback_leaves_no_count_below_nothing() -> None:
+    child: List[int] = []
+    pump = wsthread.PumpDispatcher()
+
+    class Forks:
+        def on_message(self, client: Any, message: Any) -> None:
+            if not child:
+                child.append(os.fork())
+
+    def script(connection: RawConnection) -> None:
+        connection.upgrade()
+        connection.sock.sendall(frame(1, b"message") * 5)
+        connection.answer_close()
+
+    with RawServer(script) as server:
+        client = wsthread.WebSocketClient(server.url, Forks(), dispatcher=pump, reconnect=False)
+        client.connect()
+        deadline = time.monotonic() + SOON
+        while not child and time.monotonic() < deadline:
+            pump.run_pending()
+        if child == [0]:
+            stats = client.stats
+            os._exit(stats.receive_queue_messages != 0 or stats.receive_queue_bytes != 0)
+        assert os.waitpid(child[0], 0)[1] == 0
+        assert client.disconnect()
+    pump.close()

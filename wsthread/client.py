@@ -476,6 +476,8 @@ class WebSocketClient:
         """In a forked child: there is no life. Called by the hook; takes no lock."""
         self._lock = threading.RLock()
         self._session = self._life = None
+        if self._outbox is not None:  # what is in there is the parent's to send
+            self._outbox = Outbox(self._settings.send_queue, self._known.stats)
         self.mailbox.forked()
 
     def disconnect(

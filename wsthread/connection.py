@@ -32,6 +32,8 @@ _LINGER = 1.0
 #: Bytes of messages that still go into a full receive queue when the connection ends.
 _REST = 1 << 21
 _UNLIMITED = 1 << 30
+#: Bytes that are asked for at least: room for more is not made where less than these came.
+_LEAST = 1 << 16
 #: Bytes of a frame still to come that make it a long one, and those of a long frame's header.
 _LONG, _HEADER = 1 << 18, 10
 
@@ -47,6 +49,7 @@ class Connection:
         "__weakref__",
         "_blocks",
         "_broken_by",
+        "_dripping",
         "_fail_at",
         "_kind",
         "_known",
@@ -97,7 +100,8 @@ class Connection:
         self.gate_deadline = math.inf
         self.close_deadline = math.inf  # when waiting for the close to complete ends
         self.close_received: Optional[Close] = None
-        self._long = False  # the last read was of a long frame
+        self._long = False  # the last read was of a long frame ...
+        self._dripping = False  # ... which comes a little at a time
         self.paused = False  # reading rests because the receive queue is full
         self.hung_up = False  # the peer is known to have ended while reading rests
         self.error: Optional[BaseException] = None  # why it failed
@@ -238,6 +242,7 @@ class Connection:
             self._session.interrupted = False
             self._mailbox.mend()
             self.writer.mend()
+            self._session.waker.wake()  # who met the lock held, and what is ready since
         if self.writer.error is None:
             return
         if self.paused:
@@ -255,13 +260,16 @@ class Connection:
         transport = self.transport
         before = transport.received
         try:
-            data = transport.receive(self._how_much() if self.parser.left or self._long else 0)
+            size = self._how_much() if self.parser.left or self._long else 0
+            data = transport.receive(size)
         except OSError as error:
             self._broken(error)
             return False
         if transport.received > before:  # be it a part of a TLS record
             self.keepalive.heard = time.monotonic()
         if data:
+            if size > _HEADER:
+                self._dripping = len(data) < min(size, _LEAST)
             return self.received(data)
         if data is None:
             if self.writer.error is not None:
@@ -279,7 +287,8 @@ class Connection:
         left = self.parser.left
         if left >= _LONG or (left and self._long):
             self._long = self.transport.tls is None  # the end of a TLS record is elsewhere
-            return min(left, RECEIVE_MOST) if self._long else 0
+            most = _LEAST if self._dripping else RECEIVE_MOST
+            return min(left, most) if self._long else 0
         behind, self._long = self._long, False
         return _HEADER if behind else 0
 

@@ -348,7 +348,7 @@ class Mailbox:
             elif kind == "lift":
                 payload.lift()
             elif kind == "control":
-                self._run_control(client, payload, size)
+                self._run_control(client, payload, size, life)
             elif client is not None:
                 if kind == "sent" or kind == "unsent":
                     self._run_batch(client, kind, payload, life)
@@ -381,18 +381,21 @@ class Mailbox:
             self._opening = False
             del self, payload, args
 
-    def _run_control(self, client: Optional[WebSocketClient], payload: Any, size: int) -> None:
+    def _run_control(
+        self, client: Optional[WebSocketClient], payload: Any, size: int, life: Life
+    ) -> None:
         try:
             if client is not None:
                 self._run_call(client, "control", payload)
         finally:
             with self._lock:
-                self.messages -= 1
-                self.bytes -= size
+                if not life.forked:  # `forked` has counted
+                    self.messages -= 1
+                    self.bytes -= size
                 starved, self._starved = self._starved, None
             if starved is not None:
                 starved.wake()
-            del self, client, payload, starved
+            del self, client, payload, life, starved
 
     def _run_batch(self, client: WebSocketClient, kind: str, batch: List[Any], life: Life) -> None:
         left = deque(batch)
@@ -461,10 +464,11 @@ class Mailbox:
                     # Interrupted (Ctrl-C in a thread that pumps): the next turn goes on.
                     self._items.appendleft((kind, rest, size, life))
                     count -= len(rest)
-                else:
+                elif not life.forked:  # `forked` has counted
                     self.bytes -= size
                     self._stats.messages_dropped += len(rest)
-                self.messages -= count
+                if not life.forked:
+                    self.messages -= count
                 starved, self._starved = self._starved, None
             if starved is not None:
                 starved.wake()

@@ -232,13 +232,17 @@ class Outbox:
     def _accept(self, entries: Sequence[Entry], size: int, first: bool, may_wait: bool) -> None:
         for entry in entries:
             entry.counted = True
-        self._count(self.pending + len(entries), self.bytes + size)
-        if first and self._gated:
+        first = first and self._gated
+        if first:
             self._first = used(self._first)
+        else:
+            self._queue = used(self._queue)
+        # Counted and put in without a call in between, where Ctrl-C could come.
+        self._count(self.pending + len(entries), self.bytes + size)
+        if first:
             self._first.extend(entries)
             self._first_bytes += size
         else:
-            self._queue = used(self._queue)
             self._queue.extend(entries)
         if len(entries) == 1 and size > self._limit.bytes and may_wait and self._open:
             entries[0].awaited = True

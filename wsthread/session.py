@@ -252,12 +252,12 @@ class Session:
                 self.waker.wake()
             elif done is None and not self.closing:
                 accepted = self.outbox.offer(Entry(opcode, payload, message))
+            if told or self.outbox.ready:  # somebody may have met the lock held, also in vain
+                self.pump()
         except BaseException:  # Ctrl-C: the reader mends what was left half done
             self.interrupted = True
             self.waker.wake()
             raise
-        if told or self.outbox.ready:  # somebody may have met the lock held, also in vain
-            self.pump()
         return accepted
 
     def send(
@@ -266,8 +266,15 @@ class Session:
         """Accept messages; write what can be written. Raises as `Outbox.admit`."""
         if self.closing:
             raise NotConnected("the client is closing")
-        self.outbox.admit(entries, first, may_wait, deadline)
-        self.pump()
+        try:
+            self.outbox.admit(entries, first, may_wait, deadline)
+            self.pump()
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C: the reader mends what was left half done
+            self.interrupted = True
+            self.waker.wake()
+            raise
         if entries[0].awaited:
             try:
                 self.outbox.wait_sent(entries[0], deadline)

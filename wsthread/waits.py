@@ -42,9 +42,16 @@ def listen(bells: List[threading.Lock], bell: threading.Lock, timeout: Optional[
 
 def ring(bells: List[threading.Lock]) -> None:
     """Have everybody who waits look again. Takes no lock."""
-    with contextlib.suppress(IndexError):  # another thread rings them as well
-        while bells:
-            bells.pop().release()
+    while bells:
+        try:
+            bell = bells[-1]
+        except IndexError:  # another thread rings them as well
+            return
+        # Rung before it is taken down: Ctrl-C in between leaves nobody asleep.
+        with contextlib.suppress(RuntimeError):
+            bell.release()
+        with contextlib.suppress(ValueError):
+            bells.remove(bell)
 
 
 class Flag:

@@ -262,10 +262,10 @@ class FrameWriter:
                     frame = encode_frame(first, payload)
                     parts.append(frame)
                     end += len(frame)
-                else:  # it is alone, and is not copied
+                else:  # it is alone (unless compressing made it longer), and is not copied
                     header, body, rest = encode_parts(first, payload)
                     parts += (header, body, *rest)
-                    end += sum(map(len, parts))
+                    end += len(header) + len(payload)
             entry.end = end
         if frame_logger.isEnabledFor(logging.DEBUG):
             self._notes.extend(describe_frame(e.opcode, e.payload) for e in batch if e.opcode >= 0)
