@@ -30,8 +30,8 @@ DESCRIPTOR = 1 << 20  # nobody's
 class Endless:
     """A socket that always has a message, and takes everything."""
 
-    def setblocking(self, blocking: bool) -> None:
-        pass
+    def gettimeout(self) -> float:
+        return 0.0
 
     def fileno(self) -> int:
         return DESCRIPTOR
