@@ -485,9 +485,9 @@ class WebSocketClient:
     ) -> bool:
         """Close: what was accepted goes out, then the close handshake (RFC 6455 7.1.2).
 
-        No on_message starts from now on. Returns when thread and socket are gone: as fast as
-        the peer answers, at most `timeout` (default: `close_timeout`). Then waits for the
-        callbacks that are due, in what is left of the time. True: the last one has run.
+        No on_message, on_ping or on_pong starts from now on. Returns when thread and socket are
+        gone: as fast as the peer answers, at most `timeout` (default: `close_timeout`). Then waits
+        for the callbacks that are due, in what is left of the time. True: the last one has run.
         False: they were dropped; only one that had begun may still end.
 
         In a callback it waits for the reader, never for callbacks, and drops none; on the

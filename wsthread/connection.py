@@ -379,7 +379,7 @@ class Connection:
             else:
                 messages.append(item)
                 continue
-            if event[0] in self._session.overridden:
+            if event[0] in self._session.overridden and not self._session.life.silenced:
                 self._deliver(messages, size)
                 messages, size = [], 0
                 self._tell(event, len(item.payload))

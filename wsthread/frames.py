@@ -35,7 +35,7 @@ _COMPACT_AFTER = 1024  # so many loose parts of a message are joined into one
 _RUN, _RUNS = 16, 256  # frames alike that are parsed at once: not fewer, not more
 _FEW = 1024  # of so few bytes it is not worth while to look for a run of frames alike
 _KEYS = struct.Struct(256 * "4s")
-_FRAMES = 4096  # control frames, fragments and long messages that are parsed at a time, at most
+_FRAMES = 1024  # control frames, fragments and long messages that are parsed at a time, at most
 _SLICE = 1 << 18  # bytes that are masked at a time where there are more
 _NOT_UTF8 = "text is not valid UTF-8"
 
@@ -168,7 +168,7 @@ class FrameParser:
         """Take the next bytes of the stream; return what they complete, in order.
 
         At most `limit` messages (or fragments) are returned, and no more once their `size` comes
-        to `most`; of frames other than whole short messages it parses some thousand. Where that
+        to `most`; of frames other than whole short messages it parses a thousand. Where that
         stops it, `pending` is true, and `parse(b"", ...)` goes on at no cost for what waits.
         Never raises for what the peer sent: `error` is set, and what came before the error is
         returned. After an error or a close frame everything is ignored.

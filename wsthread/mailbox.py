@@ -385,7 +385,7 @@ class Mailbox:
         self, client: Optional[WebSocketClient], payload: Any, size: int, life: Life
     ) -> None:
         try:
-            if client is not None:
+            if client is not None and not life.silenced:
                 self._run_call(client, "control", payload)
         finally:
             with self._lock:
