@@ -131,6 +131,7 @@ COLOURS = {
     "plain": "#a8cbe6",
     "raw": "#444444",
     "bare": "#888888",
+    "bare inline": "#aaaaaa",
 }
 
 
