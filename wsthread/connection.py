@@ -299,7 +299,7 @@ class Connection:
             return False
         parser, mailbox = self.parser, self._mailbox
         room, most = _UNLIMITED, self._limit.bytes
-        if self._blocks and self._known.state is ConnectionState.CONNECTED:
+        if self._blocking():
             room, most = mailbox.room(self._session.waker), max(1, most - mailbox.bytes)
         count = self._parse(data, room, most)
         if parser.error is not None:

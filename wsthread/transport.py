@@ -120,7 +120,7 @@ class Poller:
 
     def __init__(self) -> None:
         self._poll = select.poll() if hasattr(select, "poll") else None
-        self._watched: Optional[Dict[int, int]] = {} if self._poll is None else None
+        self._watched: Dict[int, int] = {}  # only where there is no poll, which knows it itself
 
     def watch(self, descriptor: int, wanted: int) -> None:
         """Wait for READ, WRITE, HANGUP (in `wanted`) of a descriptor; 0 forgets it.
@@ -128,8 +128,10 @@ class Poller:
         Where anything but 0 is wanted, a hang-up is reported in any case.
         """
         if self._poll is None:
-            assert self._watched is not None
-            self._watched[descriptor] = wanted
+            if wanted:
+                self._watched[descriptor] = wanted
+            else:
+                self._watched.pop(descriptor, None)
         elif wanted:
             self._poll.register(descriptor, _mask(wanted))
         else:
@@ -149,7 +151,6 @@ class Poller:
             elif timeout > _LONGEST_POLL:
                 timeout = _LONGEST_POLL
         if self._poll is None:
-            assert self._watched is not None
             return _select(self._watched, timeout)
         # Rounded up: a wait that ends a fraction before its deadline would spin through it.
         found = self._poll.poll(None if timeout is None else timeout * 1000 + 0.999)

@@ -13,14 +13,7 @@ from .messages import TEXT, Checker, stream
 
 
 class App:
-    def _run(
-        self,
-        server: Server,
-        url: str,
-        first: Any,
-        on_message: Callable[[Any, Any], None],
-        tls: bool = False,
-    ) -> float:
+    def _run(self, url: str, first: Any, on_message: Callable[[Any, Any], None]) -> float:
         """Send the first message and run until closed; return when that was sent."""
         began = 0.0
         errors: List[Exception] = []
@@ -41,18 +34,16 @@ class App:
             http_no_proxy=["127.0.0.1"],
             # It would look at each byte in Python. Text then comes as bytes, and is decoded here.
             skip_utf8_validation=True,
-            sslopt={"context": server.context()} if tls else None,
         )
         if errors:
             raise errors[0]
         return began
 
-    def receive(self, server: Server, kind: str, size: int, count: int, tls: bool = False) -> float:
+    def receive(self, server: Server, kind: str, size: int, count: int) -> float:
+        check(kind, TEXT)
         checker = Checker(kind, size, count)
         expected, ended = checker.next, 0.0
         last: Any = None
-
-        check(kind, TEXT)
 
         def on_message(app: Any, data: bytes) -> None:
             nonlocal ended, last
@@ -61,8 +52,7 @@ class App:
                 ended, last = perf_counter(), message
                 app.close()
 
-        url = server.url("receive", kind, size, count, tls=tls)
-        began = self._run(server, url, "go", on_message, tls)
+        began = self._run(server.url("receive", kind, size, count), "go", on_message)
         checker.finish(last)
         return ended - began
 
@@ -81,6 +71,6 @@ class App:
             else:
                 app.send(sent)
 
-        began = self._run(server, server.url("echo"), sent, on_message)
+        began = self._run(server.url("echo"), sent, on_message)
         check(sent, None)
         return ended - began
