@@ -364,16 +364,17 @@ class Connection:
     def _sort(self, items: List[Any], size: int) -> None:
         """Deal with control frames and messages in the order they came."""
         messages: List[Any] = []
+        pings: List[bytes] = []
         for item in items:
             if isinstance(item, Ping):
-                self._stats.pings_received += 1
-                self._session.outbox.owe_pong(item.payload, self.transport.stalled)
+                pings.append(item.payload)
                 event: Tuple[str, Tuple[Any, ...]] = ("on_ping", (item.payload,))
             elif isinstance(item, Pong):
                 event = ("on_pong", (item.payload, self._ponged(item.payload)))
             elif isinstance(item, Close):
                 self._deliver(messages, size)  # before the state changes
-                messages, size = [], 0
+                self._pinged(pings)
+                messages, size, pings = [], 0, []
                 self._close_received(item)
                 continue
             else:
@@ -384,6 +385,12 @@ class Connection:
                 messages, size = [], 0
                 self._tell(event, len(item.payload))
         self._deliver(messages, size)
+        self._pinged(pings)
+
+    def _pinged(self, payloads: List[bytes]) -> None:
+        if payloads:
+            self._stats.pings_received += len(payloads)
+            self._session.outbox.owe_pongs(payloads, self.transport.stalled)
 
     def _tell(self, event: Tuple[str, Tuple[Any, ...]], size: int) -> None:
         """Hand a ping or pong to the callbacks, unless they have too much to do."""

@@ -214,7 +214,7 @@ class FrameParser:
             if self.left:
                 position = self._parse_payload(data, position, items)
                 continue
-            if not self._opcode and not self._fragments:
+            if not (data[position] & _CONTROL or self._opcode or self._fragments):
                 while (stop := self._parse_run(data, position, items)) > position:
                     position = stop
                 position = self._parse_plain(data, position, items)

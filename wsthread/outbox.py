@@ -400,12 +400,13 @@ class Outbox:
             self._gated = False
             self._update()
 
-    def owe_pong(self, payload: bytes, stalled: bool) -> None:
-        """Answer a ping; while the connection is stalled only the newest (RFC 6455 5.5.3)."""
+    def owe_pongs(self, payloads: List[bytes], stalled: bool) -> None:
+        """Answer pings; while the connection is stalled only the newest (RFC 6455 5.5.3)."""
         with self.lock:
             if stalled:
                 self._pongs.clear()
-            self._pongs.append(payload)
+                payloads = payloads[-1:]
+            self._pongs += payloads
             del self._pongs[:-_PONGS]
             self._update()
 
