@@ -440,6 +440,32 @@ def test_promise_10_what_on_open_sends_goes_before_the_queue() -> None:
         client.abort()
 
 
+class Much(wsthread.WebSocketDelegate):
+    """Sends more on opening than the kernel takes, short and long messages in turn."""
+
+    def __init__(self) -> None:
+        self.sent = [f"first {n}".ljust(100_000 if n % 3 else 10) for n in range(150)]
+        self.opened = threading.Event()
+
+    def on_open(self, client: Any) -> None:
+        client.send_many(self.sent)
+        self.opened.set()
+
+
+def test_promise_10_the_queue_does_not_overtake_a_long_message_of_on_open() -> None:
+    delegate = Much()
+    queued = [f"queued {n}" for n in range(50)]
+    with peer() as raw:
+        client = make(raw.url, delegate, send_queue=wsthread.QueueLimit(bytes=1 << 26))
+        client.send_many(queued)
+        client.connect()
+        connection = raw.accept()
+        assert delegate.opened.wait(SOON)
+        expected = delegate.sent + queued
+        assert [connection.read_frame()[1].decode() for _ in expected] == expected
+        client.abort()
+
+
 def test_promise_10_open_grace_bounds_how_long_on_open_holds_the_queue(caplog: Any) -> None:
     delegate = First()
     with peer() as raw:

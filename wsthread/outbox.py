@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import threading
 import time
 from collections import deque
@@ -45,6 +46,8 @@ class Entry:
         self.counted = False  # among those pending
         self.outcome: Union[bool, BaseException, None] = None  # True once it is with the kernel
 
+
+_SIZE: Callable[[Entry], int] = operator.attrgetter("size")
 
 #: Stands for a queue that nothing was put into yet. Most clients never need most of theirs, and
 #: an empty deque takes 0.75 KiB. What is put in here all the same is dropped.
@@ -199,7 +202,7 @@ class Outbox:
 
         Outside callbacks, and while there is a connection, waits for room until `deadline`.
         """
-        size = sum(entry.size for entry in entries)
+        size = sum(map(_SIZE, entries))
         ticket = Ticket(len(entries), size)
         with self.lock:
             if self._refusal is None and not self._waiting and self._fits(ticket, first):
@@ -304,7 +307,7 @@ class Outbox:
         with self.lock:
             counted = [entry for entry in (*begun, *self._first, *self._queue) if entry.counted]
             self.pending = len(counted)
-            self.bytes = sum(entry.size for entry in counted)
+            self.bytes = sum(map(_SIZE, counted))
             self._update()
             self._ring()
 
@@ -515,26 +518,33 @@ class Outbox:
         """Take the messages that go next; return whether more may go with them."""
         size = 0
         for source in (self._first,) if self._gated else (self._first, self._queue):
-            count = 0
-            for entry in source:
-                if size + entry.size > BATCH and (frames or count):
-                    break
-                size += entry.size
-                count += 1
+            sizes = itertools.accumulate(map(_SIZE, source), initial=size)
+            fitting = list(itertools.takewhile(BATCH.__ge__, sizes))
+            count, size = len(fitting) - 1, fitting[-1]
+            if source and not (count or frames):  # it is long, and goes alone
+                count, size = 1, source[0].size
             move(source, count, frames)
             if source is self._first:
-                self._first_bytes = sum(entry.size for entry in source)
+                self._first_bytes = sum(map(_SIZE, source))
+            if source or size > BATCH:
+                break
         return size <= BATCH
 
     def done(self, entries: Iterable[Entry]) -> None:
         """These are with the kernel."""
+        stats = self._stats
         with self.lock:
+            count = size = 0
             for entry in entries:
                 if entry.outcome is None:
                     entry.outcome = True
                     if entry.message is not None:
-                        self._stats.messages_sent += 1
-            self._forget(entries)
+                        stats.messages_sent += 1
+                if entry.counted:
+                    entry.counted = False
+                    count += 1
+                    size += entry.size
+            self._uncount(count, size)
 
     def failed(self, entries: Sequence[Entry], error: WebSocketError) -> List[Entry]:
         """These were begun on a connection that is gone; return those that go back."""
@@ -551,12 +561,12 @@ class Outbox:
         return [entry for entry in entries if not entry.awaited and entry.message is not None]
 
     def _forget(self, entries: Iterable[Entry]) -> None:
-        count = size = 0
-        for entry in entries:
-            if entry.counted:
-                entry.counted = False
-                count += 1
-                size += entry.size
+        counted = [entry for entry in entries if entry.counted]
+        for entry in counted:
+            entry.counted = False
+        self._uncount(len(counted), sum(map(_SIZE, counted)))
+
+    def _uncount(self, count: int, size: int) -> None:
         self.pending -= count
         self.bytes -= size
         self._update()

@@ -253,26 +253,23 @@ class FrameWriter:
     def _put(self, batch: Sequence[Entry], compressed: Optional[StopIteration] = None) -> None:
         """Encode a batch, or one message that is `compressed`, into the out-buffer."""
         transport = self._transport
-        parts: List[bytes] = []
-        start = end = transport.queued
-        for entry in batch:
-            if entry.opcode >= 0:
-                first, payload = self._content(entry, compressed)
-                if len(payload) <= BATCH:
-                    frame = encode_frame(first, payload)
-                    parts.append(frame)
-                    end += len(frame)
-                else:  # it is alone (unless compressing made it longer), and is not copied
-                    header, body, rest = encode_parts(first, payload)
-                    parts += (header, body, *rest)
-                    end += len(header) + len(payload)
-            entry.end = end
+        if len(batch) == 1 and batch[0].size > BATCH:  # long, and not copied
+            header, body, rest = encode_parts(*self._content(batch[0], compressed))
+            parts = [header, body, *rest]
+            sizes = [sum(map(len, parts))]
+        else:
+            frames = self._encoded(batch)
+            sizes = list(map(len, frames))
+            parts = [b"".join(frames)]
+        end = transport.queued
+        for entry, size in zip(batch, sizes):
+            entry.end = end = end + size
         if frame_logger.isEnabledFor(logging.DEBUG):
             self._notes.extend(describe_frame(e.opcode, e.payload) for e in batch if e.opcode >= 0)
         self._begun = used(self._begun)
         self._begun.extend([entry for entry in batch if entry.opcode < OP_CLOSE])
-        self._stats.bytes_sent += end - start
-        for part in parts if len(batch) == 1 else (b"".join(parts),):
+        self._stats.bytes_sent += end - transport.queued
+        for part in parts:
             transport.write(part)
         if transport.queued != end:
             # Under TLS the offsets of the records differ: all of a batch counts as sent with
@@ -283,7 +280,20 @@ class FrameWriter:
             self._close_end = transport.queued
             self._work = None  # it overtakes a message; `detach` gives that back
 
-    def _content(self, entry: Entry, compressed: Optional[StopIteration]) -> Tuple[int, bytes]:
+    def _encoded(self, batch: Sequence[Entry]) -> List[bytes]:
+        """Return the frame of each; of a mark none."""
+        if self._deflater is None:
+            return [
+                encode_frame(FIN | entry.opcode, entry.payload) if entry.opcode >= 0 else b""
+                for entry in batch
+            ]
+        return [
+            encode_frame(*self._content(entry)) if entry.opcode >= 0 else b"" for entry in batch
+        ]
+
+    def _content(
+        self, entry: Entry, compressed: Optional[StopIteration] = None
+    ) -> Tuple[int, bytes]:
         """Return the first byte and the payload of an entry's frame."""
         payload: Optional[bytes] = None
         if compressed is not None:

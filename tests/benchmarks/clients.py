@@ -22,6 +22,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 
 from .messages import (
     BINARY,
+    MANY,
     STAMP,
     TEXT,
     Checker,
@@ -254,10 +255,12 @@ class Bare(Raw):
             yield peer
 
     def sender(self, peer: Any, kind: str) -> Callable[[Any], Any]:
-        sendall, first = peer.sock.sendall, 0x82 if kind == BINARY else 0x81
-        keys = self._keys
+        return self._encoder(kind, peer.sock.sendall)
 
-        def send(message: Any) -> None:
+    def _encoder(self, kind: str, take: Callable[[bytes], Any]) -> Callable[[Any], None]:
+        first, keys = 0x82 if kind == BINARY else 0x81, self._keys
+
+        def encode(message: Any) -> None:
             payload = message if kind == BINARY else message.encode()
             try:
                 key = keys.pop()
@@ -269,9 +272,27 @@ class Bare(Raw):
                 head = bytes((first, 0x80 | len(payload)))
             else:
                 head = header(first, len(payload), 0x80)
-            sendall(head + key + apply_mask(payload, key))
+            take(head + key + apply_mask(payload, key))
 
-        return send
+        return encode
+
+    def send_many(self, server: Server, kind: str, size: int, count: int) -> float:
+        messages = list(stream(kind, size, count))
+        frames: List[bytes] = []
+        batches = [messages[begin : begin + MANY] for begin in range(0, count, MANY)]
+        encode = self._encoder(kind, frames.append)
+        with self.open(server, server.url("send", kind, size, count)) as peer:
+            gc.collect()
+            started = perf_counter()
+            for batch in batches:
+                for message in batch:
+                    encode(message)
+                peer.sock.sendall(b"".join(frames))
+                frames.clear()
+            check(peer.recv(), DONE)
+            taken = perf_counter() - started
+            check(peer.recv(), expected_verdict(kind, size, count))
+        return taken
 
     def receive(self, server: Server, kind: str, size: int, count: int, tls: bool = False) -> float:
         """Make an object of every 256 KiB, or of every message where it is longer."""

@@ -12,6 +12,7 @@ from typing import Any, Callable, Iterator, List
 TEXT, BINARY, OTHER = "text", "binary", "other"  # ASCII, bytes, text that is not ASCII
 MIXED = "mixed"  # ASCII, half to one and a half times the size
 STAMP = 16  # bytes at the end that tell a message from the others
+MANY = 1000  # messages that are handed over at once, where they are
 _BLOCK = 1 << 21  # bytes of different messages; then they repeat
 
 try:

@@ -123,7 +123,11 @@ def many_rows() -> List[Row]:
     """Many messages at once, beside a raw socket that sends one at a time from one thread."""
     short = {"kind": TEXT, "size": 64}
     threads = runs(
-        ("wsthread", "plain", "websocket-client", "websockets"), "send", 60_000, threads=8, **short
+        ("wsthread", "plain", "bare", "websocket-client", "websockets"),
+        "send",
+        60_000,
+        threads=8,
+        **short,
     )
     single = runs(("raw",), "send", 60_000, **short)
     rows = [
@@ -138,6 +142,7 @@ def many_rows() -> List[Row]:
     ]
     for method, title in (("send_many", "send_many"), ("flush", "flush of a queue")):
         cells = runs(("wsthread", "plain"), method, 200_000, **short) + single
+        cells += runs(("bare",), "send_many", 200_000, **short)
         name = f"{title}, 64 B, text (raw: one by one)"
         target = Target("wsthread", ">=", 4, "raw")
         rows.append(Row("send", name, MESSAGES, 64, cells, (target,)))

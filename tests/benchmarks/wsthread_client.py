@@ -13,9 +13,7 @@ import wsthread
 from wsthread import frames
 
 from .clients import DONE, TIMEOUT, Server, check, in_threads
-from .messages import STAMP, TEXT, Checker, block, expected_verdict, stream
-
-BATCH = 1000  # messages of one send_many()
+from .messages import MANY, STAMP, TEXT, Checker, block, expected_verdict, stream
 
 
 class Waiting:
@@ -188,7 +186,7 @@ class Wsthread:
 
     def send_many(self, server: Server, kind: str, size: int, count: int) -> float:
         messages, delegate = list(stream(kind, size, count)), Judged()
-        batches = [messages[begin : begin + BATCH] for begin in range(0, count, BATCH)]
+        batches = [messages[begin : begin + MANY] for begin in range(0, count, MANY)]
         with self.client(server, server.url("send", kind, size, count), delegate) as client:
             gc.collect()
             delegate.began = perf_counter()
