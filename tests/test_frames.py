@@ -152,7 +152,8 @@ def code_of(stream: bytes, maximum: Optional[int] = MAXIMUM, **options: Any) -> 
 # --- strategies --------------------------------------------------------------
 
 lengths = st.one_of(
-    st.integers(0, 8), st.sampled_from([124, 125, 126, 127, 128, 300, 65535, 65536, 65537])
+    st.integers(0, 8),
+    st.sampled_from([124, 125, 126, 127, 128, 300, 4095, 4097, 65535, 65536, 65537]),
 )
 texts = st.one_of(
     st.text(max_size=40),
@@ -542,6 +543,7 @@ def test_invalid_text_after_good_messages(payload: bytes, fragments: bool) -> No
     for bad in (
         frame(OP_TEXT, payload),
         frame(OP_TEXT, payload + b"x" * 200),
+        frame(OP_TEXT, b"x" * 10_000 + payload),
         frame(OP_TEXT, b"x" * 70_000 + payload),
         frame(OP_TEXT, b"ok", fin=False) + frame(OP_CONT, payload),
     ):

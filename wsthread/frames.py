@@ -35,6 +35,8 @@ _COMPACT_AFTER = 1024  # so many loose parts of a message are joined into one
 _RUN, _RUNS = 16, 256  # frames alike that are parsed at once: not fewer, not more
 _FEW = 1024  # of so few bytes it is not worth while to look for a run of frames alike
 _KEYS = struct.Struct(256 * "4s")
+#: Text of fewer bytes is copied before it is decoded: that costs less than two memoryviews.
+_COPIED = 4096
 _FRAMES = 1024  # control frames, fragments and long messages that are parsed at a time, at most
 _SLICE = 1 << 18  # bytes that are masked at a time where there are more
 _NOT_UTF8 = "text is not valid UTF-8"
@@ -236,6 +238,7 @@ class FrameParser:
         """
         begin, before, gained = position, len(items), 0
         append = items.append
+        view: Optional[memoryview] = None
         inflate = None if self._inflater is None else self._inflater.inflate
         short, maximum = self._short, self._maximum
         most = self._most - self.size
@@ -260,7 +263,11 @@ class FrameParser:
                     break
                 first = data[position]
                 if first == 0x81:  # FIN, text
-                    append(data[start:stop].decode())
+                    if length < _COPIED:
+                        append(data[start:stop].decode())
+                    else:
+                        view = view or memoryview(data)
+                        append(str(view[start:stop], "utf-8"))
                 elif first == 0x82:  # FIN, binary
                     append(data[start:stop])
                 elif inflate is not None and first in (0xC1, 0xC2):  # the same, compressed

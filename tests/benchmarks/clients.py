@@ -30,6 +30,7 @@ from .messages import (
     as_bytes,
     block,
     expected_verdict,
+    frame_size,
     header,
     masked,
     stream,
@@ -295,11 +296,11 @@ class Bare(Raw):
         return taken
 
     def receive(self, server: Server, kind: str, size: int, count: int, tls: bool = False) -> float:
-        """Make an object of every 256 KiB, or of every message where it is longer."""
-        total = stream_size(kind, size, count)
-        buffer = memoryview(bytearray(b"\1" * max(RAW_BUFFER, size)))
+        """Cut out every message, of a size that is known, and make an object of it."""
+        total, frame = stream_size(kind, size, count), frame_size(size, False)
+        begin, have = frame - size, 0
+        buffer = memoryview(bytearray(b"\1" * max(RAW_BUFFER, frame)))
         message: Any = b""
-        have = 0
         with self.open(server, server.url("receive", kind, size, count, tls=tls)) as peer:
             recv_into = peer.sock.recv_into
             gc.collect()
@@ -311,14 +312,16 @@ class Bare(Raw):
                     raise EOFError
                 have += got
                 total -= got
-                if have == len(buffer) or not total:
-                    data = buffer[:have]
-                    message = bytes(data) if kind == BINARY else str(data, "utf-8", "replace")
-                    have = 0
+                at = 0
+                while at + frame <= have:
+                    payload = buffer[at + begin : at + frame]
+                    message = bytes(payload) if kind == BINARY else str(payload, "utf-8")
+                    at += frame
+                have -= at
+                buffer[:have] = buffer[at : at + have]
             taken = perf_counter() - started
-        last = block(kind, size)[(count - 1) % len(block(kind, size))]
-        end = message[-STAMP:]
-        check(end, last[-len(end) :])
+        messages = block(kind, size)
+        check(message, messages[(count - 1) % len(messages)])
         return taken
 
     def echo(self, server: Server, size: int, count: int) -> float:
