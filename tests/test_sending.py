@@ -34,8 +34,7 @@ from tests.support import (
     opened,
     peer,
 )
-from wsthread import QueueLimit, Reconnect, outbox, tls, transport
-from wsthread.stats import ClientStats
+from wsthread import QueueLimit, Reconnect, outbox, stats, tls, transport
 from wsthread.testing import RecordingDelegate
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
@@ -644,7 +643,7 @@ def entries(count: int) -> List[outbox.Entry]:
 
 def full_queue() -> Tuple[outbox.Outbox, List[outbox.Entry]]:
     """A queue that ten messages fill, and these, which the writer has taken."""
-    queue = outbox.Outbox(QueueLimit(messages=10), ClientStats())
+    queue = outbox.Outbox(QueueLimit(messages=10), stats.Counts())
     queue.opened(gated=False)
     queue.admit(entries(10), False, True, None)
     taken: List[outbox.Entry] = []
@@ -718,7 +717,7 @@ class WatchedLock:
 
 def test_promise_9_a_sender_does_not_stand_in_line_for_a_lock_that_is_held_for_a_moment() -> None:
     # Who does gets it before the GIL, and threads change places for every message.
-    queue = outbox.Outbox(QueueLimit(), ClientStats())
+    queue = outbox.Outbox(QueueLimit(), stats.Counts())
     queue.opened(gated=False)
     queue.lock = watched = WatchedLock()  # type: ignore[assignment]
     with watched:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import socket as socket_module
@@ -266,8 +265,7 @@ class WebSocketClient:
         """A snapshot of the client's counts, and of what is known now. Cheap; takes no lock."""
         known, mailbox, outbox = self._known, self.mailbox, self._current_outbox()
         opened_at = known.opened_at
-        return dataclasses.replace(
-            known.stats,
+        return known.stats.snapshot(
             send_queue_messages=0 if outbox is None else outbox.pending,
             send_queue_bytes=0 if outbox is None else outbox.bytes,
             receive_queue_messages=mailbox.messages,

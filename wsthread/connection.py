@@ -53,9 +53,10 @@ class Connection:
         "_fail_at",
         "_kind",
         "_known",
-        "_limit",
         "_long",
         "_mailbox",
+        "_most",
+        "_overflow",
         "_session",
         "_stats",
         "close_deadline",
@@ -80,8 +81,9 @@ class Connection:
         self._session = session
         self._mailbox = session.mailbox
         self._known, self._stats = session.known, session.known.stats
-        self._limit = settings.receive_queue
-        self._blocks = self._limit.overflow == "block"
+        limit = settings.receive_queue
+        self._most, self._overflow = limit.bytes, limit.overflow
+        self._blocks = limit.overflow == "block"
         self.transport = transport
         #: Decided for the whole connection, whatever delegates come.
         self._kind = "fragments" if "on_fragment" in session.overridden else "messages"
@@ -298,7 +300,7 @@ class Connection:
         if self._failed():
             return False
         parser, mailbox = self.parser, self._mailbox
-        room, most = _UNLIMITED, self._limit.bytes
+        room, most = _UNLIMITED, self._most
         if self._blocking():
             room, most = mailbox.room(self._session.waker), max(1, most - mailbox.bytes)
         count = self._parse(data, room, most)
@@ -418,7 +420,7 @@ class Connection:
         name = "on_fragment" if self._kind == "fragments" else "on_message"
         if name not in session.overridden:
             return
-        policy = self._limit.overflow
+        policy = self._overflow
         if policy == "drop_oldest":
             room = mailbox.make_room(count, size)
             if room < count:

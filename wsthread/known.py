@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional, Tuple
 
 from .limits import QueueLimit
 from .state import ConnectionState
-from .stats import ClientStats
+from .stats import Counts
 
 #: More than anybody waits, and less than the system's waits can take.
 _LONGEST = threading.TIMEOUT_MAX / 2
@@ -74,23 +74,36 @@ def check_seconds(name: str, value: object, none: bool = True) -> Optional[float
     return min(value, _LONGEST)
 
 
-@dataclass
 class Known:
     """What a client's properties tell. Written by the reader, read by any thread.
 
     `state` is also written by connect(), before there is a reader.
     """
 
-    state: ConnectionState = ConnectionState.DISCONNECTED
-    error: Optional[BaseException] = None
-    close_code: Optional[int] = None
-    close_reason: Optional[str] = None
-    latency: Optional[float] = None
-    subprotocol: Optional[str] = None
-    extensions: Tuple[str, ...] = ()
-    response_headers: Tuple[Tuple[str, str], ...] = ()
-    opened_at: Optional[float] = None  # monotonic seconds, while a connection is open
-    stats: ClientStats = field(default_factory=ClientStats)
+    __slots__ = (
+        "close_code",
+        "close_reason",
+        "error",
+        "extensions",
+        "latency",
+        "opened_at",
+        "response_headers",
+        "state",
+        "stats",
+        "subprotocol",
+    )
+
+    def __init__(self) -> None:
+        self.state = ConnectionState.DISCONNECTED
+        self.error: Optional[BaseException] = None
+        self.close_code: Optional[int] = None
+        self.close_reason: Optional[str] = None
+        self.latency: Optional[float] = None
+        self.subprotocol: Optional[str] = None
+        self.extensions: Tuple[str, ...] = ()
+        self.response_headers: Tuple[Tuple[str, str], ...] = ()
+        self.opened_at: Optional[float] = None  # monotonic seconds, while a connection is open
+        self.stats = Counts()
 
     def closed(self, code: int, reason: str) -> None:
         """Note how a connection ended."""

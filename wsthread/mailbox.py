@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Deque, List, Optional, Sequence, Tuple
 from .errors import detach
 from .limits import QueueLimit
 from .outbox import UNUSED, Entry, move, used
-from .stats import ClientStats
+from .stats import Counts
 from .transport import Waker
 from .waits import Flag, hang, listen, nap, ring, wait_event
 
@@ -108,8 +108,11 @@ class Mailbox:
     __slots__ = (
         "__weakref__",
         "_bells",
+        "_drops_oldest",
         "_items",
         "_lock",
+        "_most",
+        "_most_bytes",
         "_opening",
         "_running",
         "_scheduled",
@@ -122,7 +125,6 @@ class Mailbox:
         "dispatcher",
         "inline",
         "inline_thread",
-        "limit",
         "messages",
     )
 
@@ -131,10 +133,12 @@ class Mailbox:
         client: weakref.ref[WebSocketClient],
         dispatcher: Dispatcher,
         limit: QueueLimit,
-        stats: ClientStats,
+        stats: Counts,
     ) -> None:
         self.dispatcher = dispatcher
-        self.limit = limit
+        # The limit, read with every message.
+        self._most, self._most_bytes = limit.messages, limit.bytes
+        self._drops_oldest = limit.overflow == "drop_oldest"
         #: Set by any thread after it has silenced a life or changed the delegate; unset by who
         #: runs callbacks, before it looks at both. One look for each message, instead of two.
         self.changed = False
@@ -252,14 +256,14 @@ class Mailbox:
     def room(self, waker: Waker) -> int:
         """Return how many messages fit; where that is 0, `waker` is woken when some do."""
         # Only the reader, who asks, makes it less: what is there without the lock is there.
-        room = self.limit.messages - self.messages
-        if room > 0 and self.bytes < self.limit.bytes:
+        room = self._most - self.messages
+        if room > 0 and self.bytes < self._most_bytes:
             return room
         with self._lock:
-            if self.bytes >= self.limit.bytes:
+            if self.bytes >= self._most_bytes:
                 room = 0
             else:
-                room = max(0, self.limit.messages - self.messages)
+                room = max(0, self._most - self.messages)
             self._starved = None if room else waker
             return room
 
@@ -271,16 +275,16 @@ class Mailbox:
         with self._lock:
             kept: List[Item] = []
             while self._items and (
-                self.messages + count > self.limit.messages or self.bytes + size > self.limit.bytes
+                self.messages + count > self._most or self.bytes + size > self._most_bytes
             ):
                 kind, messages, total, life = self._items.popleft()
                 if kind not in ("messages", "fragments"):
                     kept.append((kind, messages, total, life))
                     continue
-                excess = max(1, self.messages + count - self.limit.messages)
-                if self.bytes + size > self.limit.bytes:
+                excess = max(1, self.messages + count - self._most)
+                if self.bytes + size > self._most_bytes:
                     average = max(1, total // len(messages))
-                    excess = max(excess, (self.bytes + size - self.limit.bytes) // average + 1)
+                    excess = max(excess, (self.bytes + size - self._most_bytes) // average + 1)
                 excess = min(excess, len(messages))
                 freed = total * excess // len(messages)
                 self.messages -= excess
@@ -289,7 +293,7 @@ class Mailbox:
                 if excess < len(messages):
                     kept.append((kind, messages[excess:], total - freed, life))
             self._items.extendleft(reversed(kept))
-            return max(1, min(count, self.limit.messages - self.messages))
+            return max(1, min(count, self._most - self.messages))
 
     # The consumer.
 
@@ -335,7 +339,7 @@ class Mailbox:
             if not self._items:
                 return False
             kind, payload, size, life = self._items.popleft()
-            if self.limit.overflow == "drop_oldest" and kind in ("messages", "fragments"):
+            if self._drops_oldest and kind in ("messages", "fragments"):
                 payload, size = self._slice(kind, payload, size, life)
         # While its finaliser runs, a weak reference still gives the client.
         client = None if life.dropped else self.client()
@@ -365,7 +369,7 @@ class Mailbox:
 
         With the lock held.
         """
-        count = min(_SLICE, max(1, self.limit.messages // 8))
+        count = min(_SLICE, max(1, self._most // 8))
         if len(messages) <= count:
             return messages, size
         taken = size * count // len(messages)

@@ -12,7 +12,7 @@ from typing import Any, Callable, Deque, Iterable, List, Optional, Sequence, Typ
 from .errors import NotConnected, QueueFull, SendTimeout, WebSocketError, raisable
 from .frames import OP_CLOSE, OP_PING, OP_PONG
 from .limits import QueueLimit
-from .stats import ClientStats
+from .stats import Counts
 from .waits import hang, listen, nap, ring
 
 T = TypeVar("T")
@@ -128,7 +128,7 @@ class Outbox:
         "ready",
     )
 
-    def __init__(self, limit: QueueLimit, stats: ClientStats) -> None:
+    def __init__(self, limit: QueueLimit, stats: Counts) -> None:
         self._limit = limit
         self._stats = stats
         #: Larger payloads are waited for.

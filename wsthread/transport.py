@@ -434,26 +434,37 @@ class Transport:
         if data:
             self._push(data)
 
-    def send(self, frame: bytes, body: bytes = b"", rest: Iterable[bytes] = ()) -> bool:
+    def send(self, frame: bytes) -> bool:
         """Write a frame while the out-buffer is empty; True when the kernel took all of it.
 
-        What is long comes as header, `body` and its `rest`, and is not copied. The same as `write`
-        and `flush`, with less ado: what the kernel takes at once is not in the out-buffer's
-        counts. Needs the lock.
+        The same as `write` and `flush`, with less ado: what the kernel takes at once is not in
+        the out-buffer's counts. Needs the lock.
         """
-        if self._filters or (body and not self._gathers):
-            self.write(frame + body)
-            self.flush()
+        if self._filters:
+            self.write(frame)
+            return self.flush()
+        try:
+            sent = self.sock.send(frame)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        if sent == len(frame):
+            return True
+        self._push(memoryview(frame)[sent:])
+        return False
+
+    def send_parts(self, header: bytes, body: bytes, rest: Iterable[bytes]) -> bool:
+        """Do the same with a frame that is long, and not copied for it."""
+        if self._filters or not self._gathers:
+            self.send(header + body)
         else:
             try:
-                sent = self.sock.sendmsg((frame, body)) if body else self.sock.send(frame)
+                sent = self.sock.sendmsg((header, body))
             except (BlockingIOError, InterruptedError):
                 sent = 0
-            if sent < len(frame) + len(body):
-                for part in (frame, body):
-                    if sent < len(part):
-                        self._push(memoryview(part)[sent:])
-                    sent = max(0, sent - len(part))
+            for part in (header, body):
+                if sent < len(part):
+                    self._push(memoryview(part)[sent:])
+                sent = max(0, sent - len(part))
         for part in rest:
             if self.out:
                 self.write(part)

@@ -24,7 +24,7 @@ from .delegate import Message
 from .errors import WebSocketError
 from .frames import FIN, OP_CLOSE, RSV1, describe_frame, encode_frame, encode_parts
 from .outbox import BATCH, UNUSED, Entry, Outbox, used
-from .stats import ClientStats
+from .stats import Counts
 from .transport import Transport
 
 frame_logger = logging.getLogger("wsthread.frames")
@@ -86,7 +86,7 @@ class FrameWriter:
         transport: Transport,
         deflater: Optional[Deflater],
         report: Callable[[Deque[Entry], int], None],
-        stats: ClientStats,
+        stats: Counts,
         label: str,
     ) -> None:
         self._outbox = outbox
@@ -130,16 +130,15 @@ class FrameWriter:
                 return None
             if self.error is not None or self._work is not None:
                 return None
-            body: bytes = b""
-            rest: Iterable[bytes] = ()
+            parts: Optional[Tuple[bytes, bytes, Iterable[bytes]]] = None
             if size < _COPIED:
                 frame = encode_frame(FIN | opcode, payload)
                 size = len(frame)
             else:
-                frame, body, rest = encode_parts(FIN | opcode, payload)
-                size += len(frame)
+                parts = encode_parts(FIN | opcode, payload)
+                size += len(parts[0])
             try:
-                if transport.send(frame, body, rest):
+                if transport.send(frame) if parts is None else transport.send_parts(*parts):
                     stats = self._stats
                     stats.bytes_sent += size
                     stats.messages_sent += 1
