@@ -157,6 +157,20 @@ def test_a_ratio_is_of_the_medians() -> None:
     assert (row["targets"][0]["found"], row["targets"][0]["reached"]) == (0.5, False)
 
 
+@pytest.mark.parametrize(
+    ("bare", "verdict"),
+    [(None, "missed"), (3.0, "missed, by bare Python too"), (5.0, "missed"), (1.0, "reached")],
+)
+def test_a_target_tells_what_bare_python_comes_to(bare: Any, verdict: str) -> None:
+    figures = {"wsthread": [5.0 if verdict == "reached" else 1.0], "raw": [2.0]}
+    if bare is not None:
+        figures["bare"] = [bare]
+    target = Target("wsthread", ">=", 2, "raw")
+    made = result("receive", "receive 64 B, text", "messages/s", figures, [target])
+    assert made["targets"][0]["bare"] == (None if bare is None else bare / 2)
+    assert report.targets([made])[1][-1] == verdict
+
+
 def test_the_command_line() -> None:
     options = parse_arguments(["--quick", "--rows", "send*", "--rounds", "2"])
     assert (options.quick, options.rows, options.rounds) == (True, "send*", 2)

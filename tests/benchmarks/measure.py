@@ -124,14 +124,30 @@ RELATIONS: Dict[str, Callable[[float, float], bool]] = {
 }
 
 
+#: What bare Python there is in place of whom.
+FLOORS = {"wsthread": ("bare",), "inline": ("bare inline", "bare")}
+
+
 def judged(target: Target, medians: Dict[str, float]) -> Dict[str, Any]:
-    """The target with what was found; None where the other one was not measured."""
-    found: Optional[float] = medians.get(target.who)
-    if target.against is not None:
-        other = medians.get(target.against)
-        found = found / other if found is not None and other else None
-    reached = None if found is None else RELATIONS[target.relation](found, target.factor)
-    return {**dataclasses.asdict(target), "found": found, "reached": reached}
+    """The target with what was found, and what bare Python comes to; None: not measured."""
+    floor = next((name for name in FLOORS.get(target.who, ()) if name in medians), "")
+    found, bare = (compared(who, target.against, medians) for who in (target.who, floor))
+    reached, bare_reached = (
+        None if value is None else RELATIONS[target.relation](value, target.factor)
+        for value in (found, bare)
+    )
+    return {
+        **dataclasses.asdict(target),
+        "found": found,
+        "reached": reached,
+        "bare": bare,
+        "bare_reached": bare_reached,
+    }
+
+
+def compared(who: str, against: Optional[str], medians: Dict[str, float]) -> Optional[float]:
+    found, other = medians.get(who), 1.0 if against is None else medians.get(against)
+    return found / other if found is not None and other else None
 
 
 def import_times(rounds: int) -> Result:

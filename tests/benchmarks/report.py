@@ -62,18 +62,17 @@ def wanted(target: Dict[str, Any]) -> str:
 
 
 def targets(results: List[Result]) -> Table:
-    table = [["", "wanted", "found", ""]]
+    """What is wanted and found, and how far bare Python, which does nothing else, comes."""
+    table = [["", "wanted", "found", "bare Python", ""]]
     for result in results:
         for target in result["targets"]:
-            found, reached = target["found"], target["reached"]
-            table.append(
-                [
-                    result["name"],
-                    wanted(target),
-                    "-" if found is None else f"{found:.3g}",
-                    {True: "reached", False: "missed", None: "not measured"}[reached],
-                ]
-            )
+            found = [
+                "-" if target[who] is None else f"{target[who]:.3g}" for who in ("found", "bare")
+            ]
+            verdict = {True: "reached", False: "missed", None: "not measured"}[target["reached"]]
+            if target["reached"] is False and target["bare_reached"] is False:
+                verdict += ", by bare Python too"
+            table.append([result["name"], wanted(target), *found, verdict])
     return table
 
 
