@@ -110,6 +110,30 @@ def test_promise_09_what_was_left_to_an_interrupted_sender_goes_out(
             eventually(lambda: got == [b"interrupted one's", b"other's"])
 
 
+class Sent(wsthread.WebSocketDelegate):
+    def __init__(self) -> None:
+        self.messages: List[Any] = []
+
+    def on_sent(self, client: Any, message: Any) -> None:
+        self.messages.append(message)
+
+
+@pytest.mark.parametrize("function", [outbox.Outbox.done, Session.written])
+def test_promise_09_what_an_interrupted_sender_had_sent_is_told(function: Any) -> None:
+    delegate = Sent()
+    with RawServer(lambda connection: [connection.upgrade(), connection.answer_close()]) as server:
+        client = wsthread.WebSocketClient(
+            server.url, delegate, reconnect=False, compression=None, ping_interval=None
+        )
+        with client:
+            with ctrl_c_at_call(function.__code__):
+                client.send_many(["one", "two"])
+            eventually(lambda: delegate.messages == ["one", "two"])
+            assert client.pending == client.stats.send_queue_bytes == 0
+            client.send("three")
+            eventually(lambda: delegate.messages == ["one", "two", "three"])
+
+
 def test_promise_11_ctrl_c_while_ringing_leaves_nobody_asleep() -> None:
     limit, ringing = wsthread.QueueLimit(messages=4), waits.ring.__code__
 

@@ -238,13 +238,13 @@ class Connection:
             self._session.waker.wake()  # its rounds are over: read in between
         if stalled and transport.written > before:
             self.keepalive.restart(now)
-        if self._session.sent:
-            self._mailbox.put_sent(self._session.sent, self._session.life)
         if self._session.interrupted:
             self._session.interrupted = False
             self._mailbox.mend()
             self.writer.mend()
             self._session.waker.wake()  # who met the lock held, and what is ready since
+        if self._session.sent:
+            self._mailbox.put_sent(self._session.sent, self._session.life)
         if self.writer.error is None:
             return
         if self.paused:
@@ -374,25 +374,26 @@ class Connection:
             elif isinstance(item, Pong):
                 event = ("on_pong", (item.payload, self._ponged(item.payload)))
             elif isinstance(item, Close):
-                self._deliver(messages, size)  # before the state changes
-                self._pinged(pings)
-                messages, size, pings = [], 0, []
+                self._hand_over(pings, messages, size)  # before the state changes
+                messages, size = [], 0
                 self._close_received(item)
                 continue
             else:
                 messages.append(item)
                 continue
             if event[0] in self._session.overridden and not self._session.life.silenced:
-                self._deliver(messages, size)
+                self._hand_over(pings, messages, size)
                 messages, size = [], 0
                 self._tell(event, len(item.payload))
-        self._deliver(messages, size)
-        self._pinged(pings)
+        self._hand_over(pings, messages, size)
 
-    def _pinged(self, payloads: List[bytes]) -> None:
-        if payloads:
-            self._stats.pings_received += len(payloads)
-            self._session.outbox.owe_pongs(payloads, self.transport.stalled)
+    def _hand_over(self, pings: List[bytes], messages: List[Any], size: int) -> None:
+        """Answer pings and count them, and only then have callbacks run, which may look or send."""
+        if pings:
+            self._stats.pings_received += len(pings)
+            self._session.outbox.owe_pongs(pings, self.transport.stalled)
+            pings.clear()
+        self._deliver(messages, size)
 
     def _tell(self, event: Tuple[str, Tuple[Any, ...]], size: int) -> None:
         """Hand a ping or pong to the callbacks, unless they have too much to do."""

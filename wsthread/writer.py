@@ -128,7 +128,7 @@ class FrameWriter:
         with lock:
             if not outbox.free or transport.closed or transport.out or transport.decrypting:
                 return None
-            if self.error is not None or self._work is not None:
+            if self.error is not None or self._work is not None or self._begun:
                 return None
             parts: Optional[Tuple[bytes, bytes, Iterable[bytes]]] = None
             if size < _COPIED:
@@ -320,6 +320,7 @@ class FrameWriter:
     def mend(self) -> None:
         """A sender was interrupted (Ctrl-C), anywhere in here. The reader's."""
         with self._transport.lock:
+            self._tell()  # the sender may have been about to
             self._outbox.mend(self._unsettled())
 
     def detach(self, error: WebSocketError) -> List[Entry]:
