@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import select
+import sys
 import threading
 import time
 import warnings
@@ -18,6 +19,7 @@ import pytest
 import wsthread
 from tests.support import (
     SOON,
+    Background,
     RawConnection,
     RawServer,
     echo_server,
@@ -871,6 +873,32 @@ def test_set_delegate_between_messages_and_fragments_waits_for_the_next_connecti
     client.send("c")
     assert after.wait_for("fragment")[1:] == ("c", 1, True)
     assert client.disconnect()
+
+
+def test_promise_20_a_client_is_never_without_its_delegate_while_it_is_replaced() -> None:
+    """A callback that fell in between would be called by nobody."""
+    delegates = [RecordingDelegate(), RecordingDelegate()]
+    client = wsthread.WebSocketClient("ws://127.0.0.1:9/", delegates[0])
+    missing: List[int] = []
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            if client.delegate is None:
+                missing.append(1)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        looking = Background(look)
+        for number in range(20_000):
+            client.set_delegate(delegates[number % 2], weak=number % 2 == 0)
+        over.set()
+        looking.result(SOON)
+    finally:
+        over.set()
+        sys.setswitchinterval(interval)
+    assert not missing
 
 
 def test_weak_delegate(url: str) -> None:

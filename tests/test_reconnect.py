@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 import trustme
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import wsthread
@@ -176,6 +176,7 @@ DATES = st.lists(
 
 
 @given(st.one_of(st.text(max_size=40), DATES.map("".join), DATES.map(" ".join)))
+@example("Jan Mon, , Mon,")  # IndexError in Python 3.9's parser
 def test_promise_14_whatever_stands_in_retry_after_is_no_error(value: str) -> None:
     seconds = retry_after(refused(503, ("Retry-After", value)), NOW)
     assert seconds is None or seconds >= 0

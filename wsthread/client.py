@@ -224,8 +224,8 @@ class WebSocketClient:
         self._outbox: Optional[Outbox] = Outbox(send_queue, self._known.stats)
         #: The names of the callbacks the delegate has; the session asks for it.
         self.overridden: FrozenSet[str] = frozenset()
-        self._delegate: Optional[object] = None
-        self._weak_delegate: Optional[weakref.ref[object]] = None
+        #: Held strongly, or weakly. Replaced as a whole: whoever looks finds one or the other.
+        self._delegate: Tuple[Optional[object], Optional[weakref.ref[object]]] = (None, None)
         reference = _Reference(self, _forget)
         reference.key = id(self)
         #: This client's events; the session puts them in.
@@ -307,7 +307,8 @@ class WebSocketClient:
     @property
     def delegate(self) -> Optional[object]:
         """The delegate; None where there is none or a weak one is gone."""
-        return self._delegate if self._weak_delegate is None else self._weak_delegate()
+        held, weak = self._delegate
+        return held if weak is None else weak()
 
     def set_delegate(self, delegate: Optional[object], weak: bool = False) -> None:
         """Give the client another delegate; the next callback goes to it.
@@ -320,10 +321,9 @@ class WebSocketClient:
         names = overridden(delegate)
         if delegate is not None:
             warn_of_typos(delegate, stacklevel + 1)
-        reference = weakref.ref(delegate) if weak and delegate is not None else None
+        by_reference = weak and delegate is not None
         with self._lock:
-            self._weak_delegate = reference
-            self._delegate = None if reference is not None else delegate
+            self._delegate = (None, weakref.ref(delegate)) if by_reference else (delegate, None)
             self.overridden = names
             if self._session is not None:
                 self._session.overridden = names
@@ -347,7 +347,8 @@ class WebSocketClient:
         deadline = None if timeout is None else time.monotonic() + timeout
         if not given and self.reconnect is not None and self.reconnect.first:
             deadline = None
-        if self._weak_delegate is not None and self._weak_delegate() is None:
+        weak = self._delegate[1]
+        if weak is not None and weak() is None:
             raise ReferenceError("the weakly held delegate is gone")
         try:
             failure = self._connect(timeout, given, wait, deadline)

@@ -86,7 +86,7 @@ def retry_after(error: Optional[BaseException], now: datetime) -> Optional[float
             return float(value[:9])
         try:
             then = parsedate_to_datetime(value)
-        except (TypeError, ValueError, OverflowError):  # the parser is not made for hostile dates
+        except (TypeError, ValueError, IndexError, OverflowError):  # it trusts what it parses
             return None
         if then.tzinfo is None:
             then = then.replace(tzinfo=timezone.utc)
