@@ -193,7 +193,7 @@ def message_frame(message: Union[str, bytes]) -> bytes:
 @st.composite
 def runs(draw: Any) -> List[Any]:
     """Messages of one kind and length, some of them more than are parsed at once."""
-    count = draw(st.sampled_from([15, 16, 17, 40, 256, 257, 600]))
+    count = draw(st.sampled_from([7, 8, 9, 40, 256, 257, 600]))
     several = draw(
         st.sampled_from(
             [
@@ -206,6 +206,8 @@ def runs(draw: Any) -> List[Any]:
             ]
         )
     )
+    if count < 10:  # and longer ones
+        several = [message * draw(st.sampled_from([1, 63, 126, 2048, 4096])) for message in several]
     return [several[i % 2] for i in range(count)]
 
 
@@ -561,7 +563,7 @@ def test_invalid_text_after_good_messages(payload: bytes, fragments: bool) -> No
 
 
 @pytest.mark.parametrize("opcode", [OP_TEXT, OP_BINARY])
-@pytest.mark.parametrize("place", [0, 1, 15, 16, 17, 255, 256, 257, 298, 299])
+@pytest.mark.parametrize("place", [0, 1, 7, 8, 9, 255, 256, 257, 298, 299])
 @pytest.mark.parametrize(
     "other",
     [
@@ -580,16 +582,57 @@ def test_invalid_text_after_good_messages(payload: bytes, fragments: bool) -> No
     ],
 )
 def test_a_run_of_equal_messages_ends_where_it_does(opcode: int, place: int, other: bytes) -> None:
-    run = [frame(opcode, b"%04d" % i) for i in range(300)]
-    run.insert(place, other)
-    stream = b"".join(run)
+    check_run([frame(opcode, b"%04d" % i) for i in range(300)], place, other, 1)
+
+
+@pytest.mark.parametrize("opcode", [OP_TEXT, OP_BINARY])
+@pytest.mark.parametrize("size", [126, 4095, 4096, 65535])
+@pytest.mark.parametrize("place", [0, 1, 7, 8, 9, 18])
+def test_a_run_of_longer_messages_ends_where_it_does(opcode: int, size: int, place: int) -> None:
+    run = [frame(opcode, b"%0*d" % (size, i)) for i in range(19)]
+    for other in (
+        frame(OP_PING, b"four"),
+        frame(opcode, b"f" * (size - 1)),
+        frame(opcode, b"f" * (size + 1)),
+        frame(3 - opcode, b"f" * size),
+        frame(OP_TEXT, b"f" * (size - 1) + b"\xff"),
+        frame(opcode, b"f" * size, False) + frame(OP_CONT, b""),
+        frame(opcode, b"f" * size, True, 4),
+        bytes((0x80 | opcode, 0xFE)) + run[0][2:],
+        bytes((0x80 | opcode, 127)) + struct.pack(">Q", size) + b"f" * size,
+        bytes((0x80 | opcode, 126, 0, 125)) + b"f" * 125,
+    ):
+        check_run(run, place, other, 1 + size // 5)
+
+
+def check_run(run: List[bytes], place: int, other: bytes, step: int) -> None:
+    """Check what comes of a run with another frame in it, at once and `step` bytes at a time."""
+    stream = b"".join([*run[:place], other, *run[place:]])
     one, other_one = FrameParser(MAXIMUM), FrameParser(MAXIMUM)
     got = parse_all(one, stream)
-    assert got == parse_all(other_one, stream, tuple(range(len(stream))))
+    assert got == parse_all(other_one, stream, tuple(range(0, len(stream), step)))
     assert repr(one.error) == repr(other_one.error)
     assert len(got[0]) >= place
-    for limit in (16, 100):
+    for limit in (8, 16, 100):
         assert parse_all(FrameParser(MAXIMUM), stream, (), limit) == got
+
+
+def test_a_run_of_wrong_frames_is_wrong() -> None:
+    for wrong, code in (
+        (b"\x81\x7e\x00\x7d" + b"f" * 125, 1002),
+        (b"\x82\xfe\x00\x80" + b"f" * 128, 1002),
+        # Taken for two bytes of header, these would be alike as well.
+        (b"\x81\x7f" + struct.pack(">Q", 119) + b"f" * 119, 1002),
+        (b"\x82\x84" + b"f" * 132, 1002),
+        (frame(OP_BINARY, b"f" * 201), 1009),
+        (frame(OP_TEXT, b"f" * 199 + b"\xff"), 1007),
+        (frame(OP_TEXT, b"f" * 99 + b"\xff"), 1007),
+    ):
+        parser = FrameParser(200)
+        assert parser.parse(20 * frame(OP_TEXT, b"ok" * 100) + 20 * wrong) == 20 * ["ok" * 100]
+        assert parser.error is not None
+        assert parser.error.code == code
+        assert code_of(20 * wrong, 200) == code
 
 
 def test_a_character_cut_by_the_end_of_its_message_is_invalid() -> None:

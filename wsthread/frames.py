@@ -32,7 +32,7 @@ _UNLIMITED = sys.maxsize
 _MAX_CONTROL = 125  # bytes in a control frame (5.5)
 _MAX_REASON = _MAX_CONTROL - 2
 _COMPACT_AFTER = 1024  # so many loose parts of a message are joined into one
-_RUN, _RUNS = 16, 256  # frames alike that are parsed at once: not fewer, not more
+_RUN, _RUNS = 8, 256  # frames alike that are parsed at once: not fewer, not more
 _FEW = 1024  # of so few bytes it is not worth while to look for a run of frames alike
 _KEYS = struct.Struct(256 * "4s")
 #: Text of fewer bytes is copied before it is decoded: that costs less than two memoryviews.
@@ -287,7 +287,7 @@ class FrameParser:
         return position
 
     def _parse_run(self, data: bytes, position: int, items: List[Item]) -> int:
-        """Parse short messages that are alike in opcode and length, where many come together.
+        """Parse messages that are alike in opcode and length, where many come together.
 
         The standard library's C finds and cuts them, at a third of the cost. What it has looked
         at in vain is bounded: a peer cannot make that dear by breaking off its runs.
@@ -297,25 +297,25 @@ class FrameParser:
         if available < _RUN * 2 or count < _RUN:
             return position
         first, length = data[position], data[position + 1]
-        size = 2 + length
+        header, least, longest = 2, 0, self._short
+        if length == 126:
+            length = data[position + 2] << 8 | data[position + 3]
+            header, least, longest = 4, 126, self._maximum
+        size = header + length
         count = min(count, available // size)
-        if count < _RUN or length > self._short or first not in (0x81, 0x82):
+        if count < _RUN or not least <= length <= longest or first not in (0x81, 0x82):
             return position
         stop = position + count * size
-        for begin, byte in ((position, first), (position + 1, length)):
+        for begin in range(position, position + header):
             column = data[begin:stop:size]
-            count = min(count, len(column) - len(column.lstrip(bytes((byte,)))))
+            count = min(count, len(column) - len(column.lstrip(column[:1])))
         if count < _RUN:
             return position
         stop = position + count * size
-        payloads = struct.iter_unpack(f"2x{length}s", memoryview(data)[position:stop])
-        if first == 0x81:
-            try:
-                items += [payload.decode() for (payload,) in payloads]
-            except UnicodeDecodeError:
-                return position  # one by one it turns out what comes before that
-        else:
-            items += [payload for (payload,) in payloads]
+        try:
+            items += _cut(memoryview(data)[position:stop], header, length, first == 0x81)
+        except UnicodeDecodeError:
+            return position  # one by one it turns out what comes before that
         self.size += stop - position
         self._budget -= count
         return stop
@@ -461,6 +461,17 @@ class FrameParser:
         self._wire = self._compacted = self.partial = 0
         if final:
             self._opcode = 0
+
+
+def _cut(run: memoryview, header: int, length: int, is_text: bool) -> List[Any]:
+    """Return the payloads of frames that are alike, decoded where they are text."""
+    if is_text and length >= _COPIED:
+        begins = range(header, len(run), header + length)
+        return [str(run[begin : begin + length], "utf-8") for begin in begins]
+    payloads = struct.iter_unpack(f"{header}x{length}s", run)
+    if is_text:
+        return [payload.decode() for (payload,) in payloads]
+    return [payload for (payload,) in payloads]
 
 
 def _fail(message: str) -> NoReturn:
