@@ -236,11 +236,12 @@ class Raw(Blocking):
 
 
 class Bare(Raw):
-    """The least that Python can do for it: no checks, no states, no limits, nothing shared.
+    """The least that Python can do for it: nothing is judged, bounded, counted or kept.
 
-    It masks what it sends, with a key of its own for each frame, and makes an object of what it
-    receives. Round trips go through two threads, as with callbacks on a thread of their own; a
-    connection has a thread that is started and joined.
+    It masks what it sends, with a key of its own for each frame, under a lock that keeps the
+    frames of several threads apart. Of what it receives it reads the headers, makes an object of
+    each message and calls a function with it. Round trips go through two threads, as with
+    callbacks on a thread of their own; a connection has a thread that is started and joined.
     """
 
     def __init__(self) -> None:
@@ -256,12 +257,19 @@ class Bare(Raw):
             yield peer
 
     def sender(self, peer: Any, kind: str) -> Callable[[Any], Any]:
-        return self._encoder(kind, peer.sock.sendall)
+        encode, sendall, lock = self._encoder(kind), peer.sock.sendall, threading.Lock()
 
-    def _encoder(self, kind: str, take: Callable[[bytes], Any]) -> Callable[[Any], None]:
+        def send(message: Any) -> None:
+            frame = encode(message)
+            with lock:
+                sendall(frame)
+
+        return send
+
+    def _encoder(self, kind: str) -> Callable[[Any], bytes]:
         first, keys = 0x82 if kind == BINARY else 0x81, self._keys
 
-        def encode(message: Any) -> None:
+        def encode(message: Any) -> bytes:
             payload = message if kind == BINARY else message.encode()
             try:
                 key = keys.pop()
@@ -273,34 +281,37 @@ class Bare(Raw):
                 head = bytes((first, 0x80 | len(payload)))
             else:
                 head = header(first, len(payload), 0x80)
-            take(head + key + apply_mask(payload, key))
+            return head + key + apply_mask(payload, key)
 
         return encode
 
     def send_many(self, server: Server, kind: str, size: int, count: int) -> float:
         messages = list(stream(kind, size, count))
-        frames: List[bytes] = []
         batches = [messages[begin : begin + MANY] for begin in range(0, count, MANY)]
-        encode = self._encoder(kind, frames.append)
+        encode = self._encoder(kind)
         with self.open(server, server.url("send", kind, size, count)) as peer:
             gc.collect()
             started = perf_counter()
             for batch in batches:
-                for message in batch:
-                    encode(message)
-                peer.sock.sendall(b"".join(frames))
-                frames.clear()
+                peer.sock.sendall(b"".join([encode(message) for message in batch]))
             check(peer.recv(), DONE)
             taken = perf_counter() - started
             check(peer.recv(), expected_verdict(kind, size, count))
         return taken
 
     def receive(self, server: Server, kind: str, size: int, count: int, tls: bool = False) -> float:
-        """Cut out every message, of a size that is known, and make an object of it."""
-        total, frame = stream_size(kind, size, count), frame_size(size, False)
-        begin, have = frame - size, 0
-        buffer = memoryview(bytearray(b"\1" * max(RAW_BUFFER, frame)))
-        message: Any = b""
+        """Read every header, make an object of every message, and call a function with it."""
+        checker = Checker(kind, size, count)
+        total, have = stream_size(kind, size, count), 0
+        buffer = memoryview(bytearray(b"\1" * max(RAW_BUFFER, frame_size(size, False))))
+        expected, last = checker.next, None
+
+        def on_message(message: Any) -> None:
+            nonlocal last
+            checker.length += len(message)
+            if message[-STAMP:] != expected():
+                last = message
+
         with self.open(server, server.url("receive", kind, size, count, tls=tls)) as peer:
             recv_into = peer.sock.recv_into
             gc.collect()
@@ -313,15 +324,22 @@ class Bare(Raw):
                 have += got
                 total -= got
                 at = 0
-                while at + frame <= have:
-                    payload = buffer[at + begin : at + frame]
-                    message = bytes(payload) if kind == BINARY else str(payload, "utf-8")
-                    at += frame
+                while have - at >= 10:  # no frame has less, no header more
+                    start, length = at + 2, buffer[at + 1]
+                    if length == 126:
+                        start, length = at + 4, buffer[at + 2] << 8 | buffer[at + 3]
+                    elif length == 127:
+                        start, length = at + 10, int.from_bytes(buffer[at + 2 : at + 10], "big")
+                    stop = start + length
+                    if stop > have:
+                        break
+                    payload = buffer[start:stop]
+                    on_message(bytes(payload) if buffer[at] == 0x82 else str(payload, "utf-8"))
+                    at = stop
                 have -= at
                 buffer[:have] = buffer[at : at + have]
             taken = perf_counter() - started
-        messages = block(kind, size)
-        check(message, messages[(count - 1) % len(messages)])
+        checker.finish(last)
         return taken
 
     def echo(self, server: Server, size: int, count: int) -> float:
