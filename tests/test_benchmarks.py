@@ -7,7 +7,7 @@ from typing import Any, Dict, List
 
 import pytest
 
-from tests.benchmarks import page, parts, report
+from tests.benchmarks import floor, page, parts, report
 from tests.benchmarks.__main__ import parse_arguments
 from tests.benchmarks.measure import Bench, idle_rows, import_times, result, serving
 from tests.benchmarks.messages import (
@@ -186,3 +186,14 @@ def test_the_parts_of_a_round_trip_are_told(
     parts.main()
     told = capsys.readouterr().out
     assert "the whole round trip" in told and "calls a round trip" in told
+
+
+def test_the_steps_to_the_floor_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for _, arguments, _steps in floor.MEASURED.values():
+        monkeypatch.setitem(arguments, "count", 200)
+    for name, (_, _, steps) in floor.MEASURED.items():
+        head, *rows = floor.measure(name, 1)
+        assert head[0] == name
+        assert [row[0] for row in rows] == [step.title for step in steps]
+        assert rows[0][2] == "1.00"
+        assert all(float(row[1]) > 0 for row in rows)

@@ -16,9 +16,10 @@ import select
 import socket
 import ssl
 import threading
+from collections import deque
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Deque, Dict, Iterator, List, Optional
 
 from .messages import (
     BINARY,
@@ -244,6 +245,11 @@ class Bare(Raw):
     callbacks on a thread of their own; a connection has a thread that is started and joined.
     """
 
+    # What `floor` varies:
+    most = RAW_BUFFER  # bytes that are read at a time
+    waits = False  # for bytes, with a poll object
+    queued = False  # what one read brings is handed over as a whole before it is looked at
+
     def __init__(self) -> None:
         self._keys: List[bytes] = []
 
@@ -303,8 +309,11 @@ class Bare(Raw):
         """Read every header, make an object of every message, and call a function with it."""
         checker = Checker(kind, size, count)
         total, have = stream_size(kind, size, count), 0
-        buffer = memoryview(bytearray(b"\1" * max(RAW_BUFFER, frame_size(size, False))))
+        buffer = memoryview(bytearray(b"\1" * max(self.most, frame_size(size, False))))
         expected, last = checker.next, None
+        waits, queued = self.waits, self.queued
+        lock, watched = threading.Lock(), select.poll()
+        batches: Deque[List[Any]] = deque()
 
         def on_message(message: Any) -> None:
             nonlocal last
@@ -314,16 +323,20 @@ class Bare(Raw):
 
         with self.open(server, server.url("receive", kind, size, count, tls=tls)) as peer:
             recv_into = peer.sock.recv_into
+            watched.register(peer.sock, select.POLLIN)
             gc.collect()
             started = perf_counter()
             peer.send("go")
             while total:
+                if waits:
+                    watched.poll()
                 got = recv_into(buffer[have:])
                 if not got:
                     raise EOFError
                 have += got
                 total -= got
                 at = 0
+                messages: List[Any] = []
                 while have - at >= 10:  # no frame has less, no header more
                     start, length = at + 2, buffer[at + 1]
                     if length == 126:
@@ -334,10 +347,21 @@ class Bare(Raw):
                     if stop > have:
                         break
                     payload = buffer[start:stop]
-                    on_message(bytes(payload) if buffer[at] == 0x82 else str(payload, "utf-8"))
+                    message = bytes(payload) if buffer[at] == 0x82 else str(payload, "utf-8")
                     at = stop
+                    if queued:
+                        messages.append(message)
+                    else:
+                        on_message(message)
                 have -= at
                 buffer[:have] = buffer[at : at + have]
+                if queued:
+                    with lock:
+                        batches.append(messages)
+                    with lock:
+                        messages = batches.popleft()
+                    for message in messages:
+                        on_message(message)
             taken = perf_counter() - started
         checker.finish(last)
         return taken
