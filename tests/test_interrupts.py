@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import sys
 import threading
+import time
 from types import CodeType
-from typing import Any, Iterator, List
+from typing import Any, Callable, Iterator, List
 
 import pytest
 
@@ -21,7 +23,7 @@ from tests.support import (
     narrow,
     peer,
 )
-from wsthread import outbox, waits
+from wsthread import dispatch, mailbox, outbox, waits
 from wsthread.session import Session
 from wsthread.transport import Transport
 
@@ -171,3 +173,119 @@ def test_promise_11_ctrl_c_while_ringing_leaves_nobody_asleep() -> None:
         flushing.result(SOON)
         client.abort()
         draining.result(SOON)
+
+
+class Log(wsthread.WebSocketDelegate):
+    """Notes every callback; of on_sent, which comes when it comes, apart."""
+
+    def __init__(self, dispatcher: wsthread.PumpDispatcher) -> None:
+        self.dispatcher = dispatcher
+        self.events: List[Any] = []
+        self.sent: List[Any] = []
+
+    def on_state_change(self, client: Any, state: wsthread.ConnectionState) -> None:
+        self.events.append(state.name)
+        if state is wsthread.ConnectionState.DISCONNECTED:
+            self.dispatcher.stop()
+
+    def on_open(self, client: Any) -> None:
+        self.events.append("open")
+
+    def on_message(self, client: Any, message: Any) -> None:
+        self.events.append(message)
+
+    def on_ping(self, client: Any, payload: bytes) -> None:
+        self.events.append("ping")
+
+    def on_close(self, client: Any, code: int, reason: str) -> None:
+        self.events.append("close")
+
+    def on_sent(self, client: Any, message: Any) -> None:
+        self.sent.append(message)
+
+
+LOGGED = [
+    *("CONNECTING", "CONNECTED", "open"),
+    *map(str, range(40)),
+    "ping",
+    *map(str, range(40, 60)),
+    *("CLOSING", "close", "DISCONNECTED"),
+]
+
+
+def talkative(connection: RawConnection) -> None:
+    """Send messages and a ping; for two messages some more, and a close."""
+    texts = [frame(1, str(number).encode()) for number in range(60)]
+    connection.upgrade()
+    connection.sock.sendall(b"".join([*texts[:40], frame(9, b"ping"), *texts[40:50]]))
+    for _ in range(3):  # a pong as well
+        connection.read_frame()
+    connection.sock.sendall(b"".join([*texts[50:], frame(8, b"\x03\xe8")]))
+    connection.read_frame()
+
+
+@pytest.mark.parametrize("how", ["run_pending", "run_forever", "wait"])
+def test_promise_05_ctrl_c_in_a_pump_loses_no_callback(how: str) -> None:
+    """At each point in turn where CPython looks for signals while events are handed out."""
+    files = {module.__file__ for module in (dispatch, mailbox, waits)}
+    interrupted: List[int] = []
+
+    def interrupt_at(point: int) -> None:
+        """Live one life, with Ctrl-C at one point."""
+        seen = 0
+
+        def look(frame: Any, event: str, argument: Any) -> None:
+            nonlocal seen
+            if event in ("call", "c_return") and frame.f_code.co_filename in files:
+                seen += 1
+                if seen == point:
+                    interrupted.append(point)
+                    raise KeyboardInterrupt  # which takes the hook out
+
+        dispatcher = wsthread.PumpDispatcher()
+        log = Log(dispatcher)
+        client = wsthread.WebSocketClient(
+            server.url,
+            log,
+            dispatcher=dispatcher,
+            compression=None,
+            ping_interval=None,
+            receive_queue=wsthread.QueueLimit(messages=20),
+        )
+        pump: Callable[[], object] = {
+            "run_pending": dispatcher.run_pending,
+            "run_forever": dispatcher.run_forever,
+            "wait": lambda: client.wait(SOON),
+        }[how]
+        guard = threading.Timer(SOON, dispatcher.stop)
+        guard.start()
+        client.connect()
+        client.send_many(["one", "two"])
+        ends = time.monotonic() + SOON
+        hook: Any = look
+        while log.events[-1:] != ["DISCONNECTED"] and time.monotonic() < ends:
+            if how == "run_pending":
+                assert select.select([dispatcher], [], [], SOON)[0], log.events
+            sys.setprofile(hook)
+            try:
+                pump()
+            except KeyboardInterrupt:
+                hook = None
+            finally:
+                sys.setprofile(None)
+        guard.cancel()
+        guard.join()
+        assert log.events == LOGGED
+        assert log.sent == ["one", "two"]
+        assert client.wait(SOON)
+        stats = client.stats
+        assert stats.receive_queue_messages == stats.receive_queue_bytes == 0
+        assert stats.messages_dropped == stats.messages_discarded == 0
+        dispatcher.close()
+
+    with RawServer(talkative) as server:
+        point = 1
+        while point - (interrupted or [0])[-1] < 4:  # what comes when differs
+            interrupt_at(point)
+            point += 1
+    assert len(interrupted) > 60

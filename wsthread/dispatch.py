@@ -7,10 +7,11 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Executor
-from typing import Callable, Deque, Optional
+from typing import Callable, Deque, List, Optional
 
+from .outbox import move
 from .transport import Waker
-from .waits import nap
+from .waits import hang, listen, nap, ring
 
 Job = Callable[[], None]
 
@@ -28,11 +29,15 @@ class JoinableThread(threading.Thread):
 
     def join(self, timeout: Optional[float] = None) -> None:
         begun = time.monotonic()
-        if self._turn.acquire(timeout=-1 if timeout is None else timeout):
-            try:
+        taken: List[bool] = []
+        try:
+            # In one call, of C: Ctrl-C does not come while the lock is taken and nobody knows.
+            taken.extend(map(self._turn.acquire, (True,), (-1 if timeout is None else timeout,)))
+            if taken[0]:
                 left = None if timeout is None else begun + timeout - time.monotonic()
                 super().join(None if left is None else max(0.0, left))
-            finally:
+        finally:
+            if True in taken:
                 self._turn.release()
 
 
@@ -216,7 +221,7 @@ class PumpDispatcher(Dispatcher):
     def __init__(self) -> None:
         self._waker = Waker()
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._bells: List[threading.Lock] = []  # of threads in `run_forever`
         self._jobs: Deque[Job] = deque()  # the lock's
         self._stopped = False  # the lock's
         self._closed = False  # the lock's
@@ -227,7 +232,7 @@ class PumpDispatcher(Dispatcher):
             if self._closed:
                 raise RuntimeError("the dispatcher is closed")
             self._jobs.append(job)
-            self._changed.notify_all()
+        ring(self._bells)
         self._waker.wake()
 
     def pumped_here(self) -> bool:
@@ -235,7 +240,7 @@ class PumpDispatcher(Dispatcher):
 
     def forked(self) -> None:
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._bells.clear()
         self._jobs.clear()
         self._waker.close()
         self._waker = Waker()
@@ -247,39 +252,46 @@ class PumpDispatcher(Dispatcher):
     def run_pending(self) -> int:
         """Run the callbacks that wait; return how many clients had some. Does not wait."""
         self._thread = threading.get_ident()
-        self._waker.drain()
-        with self._lock:
+        taken: List[Job] = []
+        try:
+            self._waker.drain()
             count = len(self._jobs)
-        for done in range(count):
-            with self._lock:
-                if not self._jobs:
-                    return done
-                job = self._jobs.popleft()
-            try:
-                job()
-            except BaseException:
-                self._waker.wake()  # Ctrl-C in a callback: the others still wait
-                raise
-            finally:
-                del job
-        return count
+            for done in range(count):
+                with self._lock:
+                    if not self._jobs:
+                        return done
+                    move(self._jobs, 1, taken)
+                taken[0]()
+                taken.clear()
+            return count
+        except BaseException:  # Ctrl-C, in a callback or before one: the others still wait
+            self._put_back(taken)
+            raise
+
+    def _put_back(self, taken: List[Job]) -> None:
+        """Put back a job that may not have begun. One too many is none."""
+        with self._lock:
+            self._jobs.extendleft(taken)
+        self._waker.wake()
 
     def run_forever(self) -> None:
         """Run callbacks as they come until `stop()` is called on any thread."""
         while True:
             self.run_pending()
             with self._lock:
-                while not self._jobs and not self._stopped:
-                    self._changed.wait(nap(None))
                 if self._stopped:
                     self._stopped = False
                     return
+                if self._jobs:
+                    continue
+                bell = hang(self._bells)
+            listen(self._bells, bell, nap(None))
 
     def stop(self) -> None:
         """End `run_forever`: the one that runs, or else the next. Any thread, any callback."""
         with self._lock:
             self._stopped = True
-            self._changed.notify_all()
+        ring(self._bells)
 
     def close(self) -> None:
         """Close the descriptor, on the thread that pumps; nothing is run from then on."""

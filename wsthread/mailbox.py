@@ -7,7 +7,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Deque, List, Optional, Sequence, Tuple
+from operator import length_hint
+from typing import TYPE_CHECKING, Any, Deque, Iterator, List, Optional, Sequence, Tuple
 
 from .errors import detach
 from .limits import QueueLimit
@@ -68,6 +69,24 @@ class Gate:
 Item = Tuple[str, Any, int, Life]
 
 
+#: The callbacks of kinds that have one, and the kinds that a silenced life is not told of.
+_NAMES = {
+    "messages": "on_message",
+    "fragments": "on_fragment",
+    "sent": "on_sent",
+    "unsent": "on_unsent",
+}
+_SILENCED = ("messages", "fragments", "control")
+
+
+def _weight(item: Item) -> Tuple[int, int]:
+    """Return the messages and bytes that an event counts for."""
+    kind, payload, size, _ = item
+    if kind == "messages" or kind == "fragments":
+        return len(payload), size
+    return (1, size) if kind == "control" else (0, 0)
+
+
 class _Here(threading.local):
     mailbox: Optional[Mailbox] = None  # whose callback the thread is running
 
@@ -110,6 +129,7 @@ class Mailbox:
         "_bells",
         "_drops_oldest",
         "_items",
+        "_left",
         "_lock",
         "_most",
         "_most_bytes",
@@ -153,6 +173,7 @@ class Mailbox:
         self._lock = threading.Lock()
         # All of these are the lock's.
         self._items: Deque[Item] = UNUSED
+        self._left: Optional[Iterator[Any]] = None  # what of the first item was not begun yet
         self.messages = 0  # waiting or being delivered
         self.bytes = 0  # of these
         self._scheduled = False  # a token is on its way
@@ -199,7 +220,10 @@ class Mailbox:
                 return
             if self._items is UNUSED:
                 self._items = deque()
-            self._items.append((kind, messages, size, life))
+            if self._drops_oldest:
+                self._items += self._slices(kind, messages, size, life)
+            else:
+                self._items.append((kind, messages, size, life))
             self.messages += count
             self.bytes += size
             if self.messages > stats.receive_queue_peak_messages:
@@ -213,6 +237,15 @@ class Mailbox:
                 return
             self._scheduled = True
         self.schedule()
+
+    def _slices(self, kind: str, messages: List[Any], size: int, life: Life) -> Iterator[Item]:
+        """Cut a batch, so that little of it is out of reach of `make_room` while it is run."""
+        length = min(_SLICE, max(1, self._most // 8))
+        for begin in range(0, len(messages), length):
+            part = messages[begin : begin + length]
+            share = size * len(part) // (len(messages) - begin)
+            size -= share
+            yield kind, part, share, life
 
     def put_sent(self, sent: Deque[Entry], life: Life) -> None:
         """Append what `sent` holds as one "sent" event. Any thread; never waits.
@@ -274,6 +307,8 @@ class Mailbox:
         """
         with self._lock:
             kept: List[Item] = []
+            if self._items and (self._running is not None or self._left is not None):
+                kept.append(self._items.popleft())  # it is being run
             while self._items and (
                 self.messages + count > self._most or self.bytes + size > self._most_bytes
             ):
@@ -295,149 +330,147 @@ class Mailbox:
             self._items.extendleft(reversed(kept))
             return max(1, min(count, self._most - self.messages))
 
-    # The consumer.
+    # The consumer. What it runs stays the first of the items until it is done, and `_left` knows
+    # how far that is: where Ctrl-C interrupts a thread that pumps, the next turn goes on there.
 
     def run(self, token: bool = False) -> bool:
         """Run what waits, one turn at most; nothing where a thread is at it already.
 
         `token`: it is for the one that a dispatcher was given. Returns whether more waits.
         """
+        me = threading.get_ident()
+        if self._running == me:  # one of its callbacks asks
+            if token:
+                self._scheduled = False  # the end of the turn gives out another
+            return False
+        outer, more = _here.mailbox, False
+        item: Optional[Item] = None
+        try:
+            item = self._begin(token, me)
+            if item is not None:
+                _here.mailbox = self
+                self.dispatcher.entered()
+                turns = _TURN
+                while item is not None:
+                    turns -= 1
+                    self._run_item(item)
+                    item = self._settle(item, me, turns)
+                more = bool(self._items)
+        finally:
+            _here.mailbox = outer
+            if self._running == me:
+                self._break_off(me)
+            # Who puts something in from now on sees to it himself.
+            if self._items and not (self._scheduled or self._running or self.dispatcher.inline):
+                self.schedule()
+            del self, outer, item
+        return more
+
+    def _begin(self, token: bool, me: int) -> Optional[Item]:
+        """Begin a turn on this thread; return the first item, None where there is nothing to do."""
         with self._lock:
             if token:
                 self._scheduled = False
             if self._running is not None or not self._items:
-                return False
-            self._running = threading.get_ident()
-        outer = _here.mailbox
+                return None
+            self._running = me
+            return self._items[0]
+
+    def _settle(self, item: Item, me: int, turns: int) -> Optional[Item]:
+        """Let go of the first item, which is done; return the next, None at the end of the turn.
+
+        A turn ends with a life, or when none of its `turns` are left.
+        """
+        with self._lock:
+            if self._running != me:  # a callback has forked, and this is the child
+                return None
+            count, size = _weight(item)
+            undelivered = self._undelivered(item)
+            # From here to popleft Ctrl-C cannot come: there is no call in between.
+            self._stats.messages_dropped += undelivered
+            self._left = None
+            self.messages -= count
+            self.bytes -= size
+            self._items.popleft()
+            if self._bells:
+                self._notify()
+            if self._starved is not None:
+                self._feed(self._starved)
+            if turns and self._items and item[0] != "end":
+                return self._items[0]
+            self._running = None
+            return None
+
+    def _break_off(self, me: int) -> None:
+        """End a turn that Ctrl-C has interrupted."""
         try:
-            _here.mailbox = self
-            self.dispatcher.entered()
-            for _ in range(_TURN):
-                # What is put in from now on is found below, under the lock.
-                if not self._items or not self._run_next():
-                    break
-        finally:
-            _here.mailbox = outer
             with self._lock:
                 self._running = None
-                more = bool(self._items)
-                schedule = more and not self._scheduled and not self.dispatcher.inline
-                self._scheduled = self._scheduled or schedule
-                if self._bells:
-                    self._notify()
-                starved = None if more else self._starved
-            if schedule:
-                self.schedule()
-            if starved is not None:
-                starved.wake()
-            del self, outer, starved
-        return more
+                self._notify()
+                if self._starved is not None:
+                    self._feed(self._starved)
+        except BaseException:  # once more, while it waited for the lock
+            if self._running == me:
+                self._running = None
+            raise
 
-    def _run_next(self) -> bool:
-        """Run one event; return whether the turn goes on. It ends with a life."""
-        with self._lock:
-            if not self._items:
-                return False
-            kind, payload, size, life = self._items.popleft()
-            if self._drops_oldest and kind in ("messages", "fragments"):
-                payload, size = self._slice(kind, payload, size, life)
+    def _feed(self, starved: Waker) -> None:
+        """Have the reader look again. With the lock held."""
+        starved.wake()
+        self._starved = None
+
+    def _undelivered(self, item: Item) -> int:
+        """Return how many messages of an item no callback was given. With the lock held."""
+        if item[0] != "messages" and item[0] != "fragments":
+            return 0
+        if self._left is not None and item is self._items[0]:
+            return length_hint(self._left)
+        return len(item[1])
+
+    def _run_item(self, item: Item) -> None:
+        kind, payload, _, life = item
         # While its finaliser runs, a weak reference still gives the client.
         client = None if life.dropped else self.client()
         try:
-            if kind == "messages" or kind == "fragments":
-                self._run_messages(client, kind, payload, size, life)
-            elif kind == "end":
+            if kind == "end":
                 self._end(life)
-                return False
             elif kind == "lift":
                 payload.lift()
-            elif kind == "control":
-                self._run_control(client, payload, size, life)
             elif client is not None:
-                if kind == "sent" or kind == "unsent":
-                    self._run_batch(client, kind, payload, life)
-                else:
-                    self._run_call(client, kind, payload)
-            return True
-        finally:
-            del self, kind, payload, size, life, client
-
-    def _slice(
-        self, kind: str, messages: List[Any], size: int, life: Life
-    ) -> Tuple[List[Any], int]:
-        """Take the first messages of a batch; the others stay where they can be dropped.
-
-        With the lock held.
-        """
-        count = min(_SLICE, max(1, self._most // 8))
-        if len(messages) <= count:
-            return messages, size
-        taken = size * count // len(messages)
-        self._items.appendleft((kind, messages[count:], size - taken, life))
-        return messages[:count], taken
-
-    def _run_call(self, client: WebSocketClient, kind: str, payload: Any) -> None:
-        name, args = payload
-        self._opening = kind == "opening"
-        try:
-            self._call(client, name, args)
+                self._opening = kind == "opening"
+                self._run_callbacks(client, kind, payload, life)
         finally:
             self._opening = False
-            del self, payload, args
+            del self, item, kind, payload, life, client
 
-    def _run_control(
-        self, client: Optional[WebSocketClient], payload: Any, size: int, life: Life
-    ) -> None:
-        try:
-            if client is not None and not life.silenced:
-                self._run_call(client, "control", payload)
-        finally:
-            with self._lock:
-                if not life.forked:  # `forked` has counted
-                    self.messages -= 1
-                    self.bytes -= size
-                starved, self._starved = self._starved, None
-            if starved is not None:
-                starved.wake()
-            del self, client, payload, life, starved
+    def _begun(self, kind: str, payload: Any) -> Tuple[str, Iterator[Any]]:
+        """Return the name of an item's callback, and what it was not called with yet.
 
-    def _run_batch(self, client: WebSocketClient, kind: str, batch: List[Any], life: Life) -> None:
-        left = deque(batch)
-        del batch
-        try:
-            while left and not life.sealed:
-                item = left.popleft()
-                if kind == "sent":
-                    if item.outcome is True and item.message is not None:
-                        self._call(client, "on_sent", (item.message,))
-                else:
-                    self._call(client, "on_unsent", item)
-        finally:
-            if left:
-                # Interrupted (Ctrl-C in a thread that pumps): the next turn goes on.
-                with self._lock:
-                    if not life.sealed:
-                        self._items.appendleft((kind, list(left), 0, life))
-            item = None
-            del self, left, life
+        That is messages, or of other kinds tuples of arguments; each can be taken once.
+        """
+        name = _NAMES.get(kind)
+        arguments: Sequence[Any] = payload
+        if name is None:
+            name, arguments = payload[0], payload[1:]
+        elif kind == "sent":
+            arguments = [
+                (entry.message,)
+                for entry in payload
+                if entry.outcome is True and entry.message is not None
+            ]
+        if self._left is None:
+            self._left = iter(arguments)
+        return name, self._left
 
-    def _run_messages(
-        self,
-        client: Optional[WebSocketClient],
-        kind: str,
-        messages: Sequence[Any],
-        size: int,
-        life: Life,
-    ) -> None:
-        count = len(messages)
-        left = iter(messages)
-        del messages
-        name = "on_message" if kind == "messages" else "on_fragment"
+    def _run_callbacks(self, client: WebSocketClient, kind: str, payload: Any, life: Life) -> None:
+        name, left = self._begun(kind, payload)
+        del payload
+        silent = kind in _SILENCED
         callback = message = None
         try:
-            while client is not None:
+            while True:
                 self.changed = False  # from here on, a change shows
-                if life.silenced:
+                if life.sealed or (silent and life.silenced):
                     break
                 callback = getattr(client.delegate, name, None)
                 if callback is None:
@@ -460,34 +493,7 @@ class Mailbox:
                 except BaseException as error:
                     self._failed(client, name, error)
         finally:
-            message = None
-            rest = list(left)
-            with self._lock:
-                keep = bool(rest) and not life.silenced and callback is not None
-                if keep:
-                    # Interrupted (Ctrl-C in a thread that pumps): the next turn goes on.
-                    self._items.appendleft((kind, rest, size, life))
-                    count -= len(rest)
-                elif not life.forked:  # `forked` has counted
-                    self.bytes -= size
-                    self._stats.messages_dropped += len(rest)
-                if not life.forked:
-                    self.messages -= count
-                starved, self._starved = self._starved, None
-            if starved is not None:
-                starved.wake()
-            del self, left, rest, callback, life, starved, message
-
-    def _call(self, client: WebSocketClient, name: str, args: Tuple[Any, ...]) -> None:
-        try:
-            callback = getattr(client.delegate, name, None)
-            if callback is not None:
-                callback(client, *args)
-        except BaseException as error:
-            self._failed(client, name, error)
-        finally:
-            callback = None
-            del self, args
+            del self, client, left, callback, message, life
 
     def _failed(self, client: WebSocketClient, name: str, error: BaseException) -> None:
         """Report what a callback raised: to on_error, or else to threading.excepthook."""
@@ -567,23 +573,23 @@ class Mailbox:
 
     def _take_sealed(self) -> List[Item]:
         """Take out and count what is sealed. With the lock held."""
-        gone = [item for item in self._items if item[3].sealed]
-        self._items = deque(item for item in self._items if not item[3].sealed)
+        waiting = list(self._items)
+        running = waiting[:1] if self._running is not None else []
+        del waiting[: len(running)]  # `_settle` takes that out
+        gone = [item for item in waiting if item[3].sealed]
         for item in gone:
+            self._stats.messages_dropped += self._undelivered(item)
             self._count(item, -1)
-            if item[0] == "messages" or item[0] == "fragments":
-                self._stats.messages_dropped += len(item[1])
+        if gone and gone[0] is self._items[0]:
+            self._left = None
+        self._items = deque(running + [item for item in waiting if not item[3].sealed])
         return gone
 
     def _count(self, item: Item, sign: int) -> None:
         """Count an event that comes or goes against the bounds. With the lock held."""
-        kind, payload, size, _ = item
-        if kind == "messages" or kind == "fragments":
-            self.messages += sign * len(payload)
-            self.bytes += sign * size
-        elif kind == "control":
-            self.messages += sign
-            self.bytes += sign * size
+        count, size = _weight(item)
+        self.messages += sign * count
+        self.bytes += sign * size
 
     def _let_go(self, items: Sequence[Item]) -> None:
         for kind, payload, _, life in items:
@@ -623,6 +629,7 @@ class Mailbox:
         """In a forked child: nothing waits, and nobody runs. Takes no lock."""
         self._lock = threading.Lock()
         self._items.clear()
+        self._left = None
         self.messages = self.bytes = 0
         self._scheduled, self._running = False, None
         self.inline = self.inline_thread = self._starved = None
@@ -654,15 +661,17 @@ class Mailbox:
 
     def schedule(self) -> None:
         """Have the dispatcher run what waits, after `append` asked for it."""
+        self._scheduled = True  # before a token is on its way; one too many is none
         try:
             token = self._token
             if token is None:  # one is good for any number of turns
                 token = self._token = Token(self)
             self.dispatcher.schedule(token)
-        except Exception as error:
+        except BaseException as error:
+            self._scheduled = False
+            if not isinstance(error, Exception):
+                raise  # Ctrl-C
             # A pool that was shut down, a loop that was closed, an interpreter that ends:
             # there is nobody left to tell.
             logger.debug("callbacks cannot run any more: %s", error)
-            with self._lock:
-                self._scheduled = False
             self.seal(None)
