@@ -550,7 +550,7 @@ class WebSocketClient:
             return life.over.is_set() and not life.sealed
         if deadline is not None:
             deadline = max(deadline, time.monotonic() + _CALLBACK_GRACE)
-        over = self.mailbox.wait_over(life, deadline)
+        over = life.over.is_set() or self.mailbox.wait_over(life, deadline)
         if not over:
             self.mailbox.seal(life)
         self.mailbox.dispatcher.join(_CALLBACK_GRACE if over else 0)

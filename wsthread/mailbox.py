@@ -200,6 +200,8 @@ class Mailbox:
                     gone = items
             if gone:
                 gone = self._take_sealed()
+            elif len(self._items) == 1 and self._items[0][0] == "end" and self._running is None:
+                gone = [self._items.pop()]  # nobody is told of it: no thread has to be woken
             stats = self._stats
             if self.messages > stats.receive_queue_peak_messages:
                 stats.receive_queue_peak_messages = self.messages

@@ -465,7 +465,6 @@ class Outbox:
                 self._refusal = self._refusal or "the connection is over"
                 back += self._queue
                 self._queue.clear()
-            self._update()
             return self._give_back(back, error)
 
     # The writer: whoever holds the transport's lock.
@@ -488,7 +487,7 @@ class Outbox:
                 return
             if self._pongs or self._pings:
                 self._take_control(frames, now)
-            if messages and not self._close_now:
+            if messages and not self._close_now and (self._first or self._queue):
                 messages = self._take_messages(frames)
             last = messages and not (self._first or self._queue)
             if self._close is not None and (self._close_now or last):

@@ -332,4 +332,4 @@ class FrameWriter:
             self._large, self._batch, self._work = (), [], None
         if self._notes:
             self._log()
-        return self._outbox.failed(begun, error)
+        return self._outbox.failed(begun, error) if begun else []
