@@ -33,7 +33,6 @@ from .delegate import Message, overridden, warn_of_typos
 from .dispatch import Dispatcher, OwnThreadDispatcher
 from .errors import ConnectError, ConnectTimeout, NotConnected, WebSocketError, detached, raisable
 from .frames import OP_BINARY, OP_TEXT, check_close, use_speedups
-from .headers import normalize_headers
 from .known import Known, Settings, check_seconds
 from .limits import QueueLimit
 from .mailbox import Life, Mailbox, in_callback
@@ -203,7 +202,7 @@ class WebSocketClient:
             url=hold_weakly(url, owner),
             headers=headers,
             options=options_of(
-                headers=() if headers is None or callable(headers) else normalize_headers(headers),
+                headers=None if callable(headers) else headers,
                 subprotocols=subprotocols,
                 origin=origin,
                 host=host,

@@ -17,9 +17,9 @@ _LONGEST = threading.TIMEOUT_MAX / 2
 _TIMES = ("connect_timeout", "close_timeout", "send_timeout", "ping_interval", "ping_timeout")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Settings:
-    """The plain values of the constructor; they hold no object of the user's."""
+    """The plain values of the constructor; they hold no object of the user's. Never changed."""
 
     __slots__ = (
         "close_timeout",
@@ -50,9 +50,8 @@ class Settings:
         if size is not None and size < 1:
             raise ValueError(f"max_message_size is at least 1, not {size}")
         for name in _TIMES:
-            object.__setattr__(self, name, check_seconds(name, getattr(self, name)))
-        grace = check_seconds("open_grace", self.open_grace, none=False)
-        object.__setattr__(self, "open_grace", grace)
+            setattr(self, name, check_seconds(name, getattr(self, name)))
+        self.open_grace = check_seconds("open_grace", self.open_grace, none=False) or 0
         for name in ("send_queue", "receive_queue"):
             value = getattr(self, name)
             if not isinstance(value, QueueLimit):

@@ -114,8 +114,9 @@ class OpenOptions:
         ):
             raise TypeError("socket is a plain socket.socket; TLS, if any, is put over it")
         self.sockopt = tuple([tuple(option) for option in self.sockopt])
-        if any(len(option) not in (3, 4) for option in self.sockopt):
-            raise ValueError("sockopt is a sequence of setsockopt arguments, 3 or 4 each")
+        for option in self.sockopt:
+            if len(option) not in (3, 4):
+                raise ValueError("sockopt is a sequence of setsockopt arguments, 3 or 4 each")
         if self.local_address is not None:
             address, port = self.local_address
             ipaddress.ip_address(address)  # a name would have to be resolved
