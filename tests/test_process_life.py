@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Optional, Set
+from typing import Any, Callable, Iterator, List, Optional
 
 import pytest
 
@@ -220,18 +220,17 @@ def test_promise_17_a_subprocess_inherits_no_descriptor() -> None:
         opening: Any = connecting._session
         pump: Any = connecting.mailbox.dispatcher
 
-        def sockets() -> Set[str]:
-            descriptors = (
+        def descriptors() -> List[int]:
+            return [
                 session._connection.transport.fileno(),
                 session.waker._reader.fileno(),
                 session.waker._writer.fileno(),
                 *[sock.fileno() for sock in opening._waiter.sockets],
                 pump.fileno(),
-            )
-            return {os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in descriptors}
+            ]
 
-        eventually(lambda: len(sockets()) == 5)  # the one that is connecting waits for its peer
-        ours = sockets()
+        eventually(lambda: len(descriptors()) == 5)  # the one that is connecting waits for its peer
+        ours = {os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in descriptors()}
         done = subprocess.run(
             ["ls", "-l", "/proc/self/fd"],
             close_fds=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 from typing import Any
@@ -23,12 +24,13 @@ class Plain(socket.socket):
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_a_life_without_poll_and_sendmsg(
+def test_a_life_without_poll_sendmsg_and_eventfd(
     tls: bool, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certificates = Certificates()
     with echo_server(certificates.write(tmp_path) if tls else None) as url:
         monkeypatch.delattr(select, "poll", raising=False)
+        monkeypatch.delattr(os, "eventfd", raising=False)
         recorder = RecordingDelegate()
         sock = Plain()
         sock.connect(("127.0.0.1", int(url.rpartition(":")[2].strip("/"))))

@@ -11,12 +11,15 @@ import ssl
 import sys
 import threading
 import time
-from typing import Callable, Dict, Iterable, List, Optional, Tuple, TypeVar, Union
+from typing import Any, Callable, Dict, Iterable, List, Optional, Tuple, TypeVar, Union
 
 from .errors import ConnectTimeout
 from .tls import TLSFilter
 
 T = TypeVar("T")
+
+_os: Any = os  # with what Python 3.9 does not have
+_ONE = (1).to_bytes(8, sys.byteorder)  # what is written to an eventfd
 
 READ = 1
 WRITE = 4
@@ -26,6 +29,30 @@ _RECEIVE = 65536
 RECEIVE_MOST = 1 << 20
 _DECRYPT_MOST = 1 << 18  # OpenSSL keeps a buffer of that size as long as the connection lives
 _LONGEST_POLL = 2_000_000.0  # seconds; poll takes 2 ** 31 milliseconds
+
+
+class _EventFd:
+    """Wakes as a pair of sockets does, at half the cost. Linux has it, from Python 3.10 on."""
+
+    __slots__ = ("_descriptor",)
+
+    def __init__(self) -> None:
+        # -1 once it is closed. Any thread's; only the last one, or a forked child, closes it.
+        self._descriptor: int = _os.eventfd(0, _os.EFD_NONBLOCK | _os.EFD_CLOEXEC)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def send(self, data: bytes) -> None:
+        os.write(self._descriptor, _ONE)
+
+    def recv(self, size: int) -> None:
+        os.read(self._descriptor, 8)
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor != -1:
+            os.close(descriptor)
 
 
 class Waker:
@@ -38,9 +65,14 @@ class Waker:
     __slots__ = ("__weakref__", "_reader", "_signalled", "_writer")
 
     def __init__(self) -> None:
-        self._reader, self._writer = socket.socketpair()
-        self._reader.setblocking(False)
-        self._writer.setblocking(False)
+        self._reader: Union[_EventFd, socket.socket]
+        self._writer: Union[_EventFd, socket.socket]
+        if hasattr(os, "eventfd"):
+            self._reader = self._writer = _EventFd()
+        else:
+            self._reader, self._writer = socket.socketpair()
+            self._reader.setblocking(False)
+            self._writer.setblocking(False)
         # Written by any thread; true from a wake-up until the waiting thread has seen it.
         self._signalled = False
 
