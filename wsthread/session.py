@@ -212,7 +212,7 @@ class Session:
 
     def ending(self) -> bool:
         """Whether this side asked for the end."""
-        return self.close_request is not None or self.abort_request or self.drop_request
+        return self.requested
 
     @property
     def closing(self) -> bool:
