@@ -20,7 +20,7 @@ from tests.benchmarks.messages import (
     expected_verdict,
     masked,
 )
-from tests.benchmarks.rows import KIB, Target, all_rows
+from tests.benchmarks.rows import KIB, Run, Target, all_rows, grown
 from tests.benchmarks.server import judge
 from tests.benchmarks.workers import CONTENDERS
 
@@ -169,6 +169,14 @@ def test_a_target_tells_what_bare_python_comes_to(bare: Any, verdict: str) -> No
     made = result("receive", "receive 64 B, text", "messages/s", figures, [target])
     assert made["targets"][0]["bare"] == (None if bare is None else bare / 2)
     assert report.targets([made])[1][-1] == verdict
+
+
+def test_growth_is_compared_with_that_of_bare_python() -> None:
+    figures = {"1 MiB": [1.0], "64 MiB": [3.0], "bare Python, 1 MiB": [0.5]}
+    figures["bare Python, 64 MiB"] = [2.0]
+    row = grown("size", "ns", 1, [Run(name, "x", "receive", 1, {}) for name in figures])
+    made = result("growth", "size", "ns", figures, row.targets)
+    assert [(one["found"], one["bare"]) for one in made["targets"]] == [(3.0, 4.0)]
 
 
 def test_the_command_line() -> None:

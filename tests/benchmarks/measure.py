@@ -20,7 +20,7 @@ from tests.support import Certificates, in_process
 
 from .clients import Server
 from .idle import raise_limit
-from .rows import Row, Run, Target
+from .rows import BARE, Row, Run, Target
 from .server import serve
 from .workers import CONTENDERS, Contender, Worker, worker
 
@@ -130,8 +130,11 @@ FLOORS = {"wsthread": ("bare",), "inline": ("bare inline", "bare")}
 
 def judged(target: Target, medians: Dict[str, float]) -> Dict[str, Any]:
     """The target with what was found, and what bare Python comes to; None: not measured."""
-    floor = next((name for name in FLOORS.get(target.who, ()) if name in medians), "")
-    found, bare = (compared(who, target.against, medians) for who in (target.who, floor))
+    floors = (*FLOORS.get(target.who, ()), BARE + target.who)
+    floor = next((name for name in floors if name in medians), "")
+    against = f"{BARE}{target.against}"
+    found = compared(target.who, target.against, medians)
+    bare = compared(floor, against if against in medians else target.against, medians)
     reached, bare_reached = (
         None if value is None else RELATIONS[target.relation](value, target.factor)
         for value in (found, bare)

@@ -14,6 +14,9 @@ KINDS = {TEXT: "text", BINARY: "binary", OTHER: "non-ASCII text"}
 PEERS = ("websocket-client", "websockets", "picows", "websocket-rs")
 ALL = ("wsthread", "inline", "raw", *PEERS)
 
+#: What the name of a run begins with where bare Python does what another run is about.
+BARE = "bare Python, "
+
 MESSAGES, MEGABYTES, CYCLES = "messages/s", "MB/s", "cycles/s"
 TRIP, COST, BYTE = "us a round trip", "us a message", "ns a byte"
 
@@ -198,9 +201,9 @@ def growth_rows(largest: int) -> List[Row]:
 
     The target allows a quarter for what is noise.
     """
-    counts = [10**n for n in range(3, 8) if 10**n <= largest]
+    counts, text = [10**n for n in range(3, 8) if 10**n <= largest], {"kind": TEXT}
     messages = [
-        Run(f"{n:,} messages", "wsthread", "receive", n, {"kind": TEXT, "size": 64}) for n in counts
+        Run(f"{n:,} messages", "wsthread", "receive", n, {**text, "size": 64}) for n in counts
     ]
     clients = [
         Run(f"{n} clients", "wsthread", "shared", 2_000_000, {"clients": n})
@@ -208,21 +211,19 @@ def growth_rows(largest: int) -> List[Row]:
     ]
     rows = [grown("messages in a row", COST, 64, messages)]
     rows.append(grown("clients sharing a dispatcher", COST, 64, clients))
-    sizes = {
-        who: [
-            # The count is that of MiB, for the unit is per byte; the messages are fewer.
-            Run(f"{n} MiB", who, "receive", 128, {"kind": TEXT, "size": n * MIB, "count": 128 // n})
-            for n in (1, 4, 16, 64)
-        ]
-        for who in ("wsthread", "bare")
-    }
-    rows.append(grown("size of a message", BYTE, MIB, sizes["wsthread"]))
-    rows.append(Row("growth", "size of a message, bare Python", BYTE, MIB, tuple(sizes["bare"])))
+    sizes = [
+        # The count is that of MiB, for the unit is per byte; the messages are fewer.
+        Run(f"{mark}{n} MiB", who, "receive", 128, {**text, "size": n * MIB, "count": 128 // n})
+        for who, mark in (("wsthread", ""), ("bare", BARE))
+        for n in (1, 4, 16, 64)
+    ]
+    rows.append(grown("size of a message", BYTE, MIB, sizes))
     return rows
 
 
 def grown(name: str, unit: str, size: int, cells: List[Run]) -> Row:
-    targets = tuple(Target(run.name, "<=", 1.25, cells[0].name) for run in cells[1:])
+    ours = [run.name for run in cells if not run.name.startswith(BARE)]
+    targets = tuple(Target(name, "<=", 1.25, ours[0]) for name in ours[1:])
     return Row("growth", name, unit, size, tuple(cells), targets)
 
 
