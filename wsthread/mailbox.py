@@ -358,6 +358,10 @@ class Mailbox:
                     self._run_item(item)
                     item = self._settle(item, me, turns)
                 more = bool(self._items)
+        except BaseException:  # Ctrl-C
+            if token:
+                self._scheduled = False  # perhaps it did not come so far
+            raise
         finally:
             _here.mailbox = outer
             if self._running == me:
