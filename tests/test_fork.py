@@ -253,14 +253,21 @@ def test_promise_17_a_fork_while_a_sender_holds_the_queue(monkeypatch: pytest.Mo
     assert client.pending == 2
 
 
-def test_promise_17_a_fork_in_a_callback_leaves_no_count_below_nothing() -> None:
+@pytest.mark.parametrize("anew", [False, True])
+def test_promise_17_a_fork_in_a_callback_leaves_its_batch_and_count_to_the_parent(
+    anew: bool,
+) -> None:
     child: List[int] = []
+    got: List[Any] = []
     pump = wsthread.PumpDispatcher()
 
     class Forks:
         def on_message(self, client: Any, message: Any) -> None:
+            got.append(message)
             if not child:
                 child.append(os.fork())
+                if anew and child == [0]:
+                    client.mailbox.changed = False  # as callbacks of a new life do
 
     def script(connection: RawConnection) -> None:
         connection.upgrade()
@@ -275,7 +282,8 @@ def test_promise_17_a_fork_in_a_callback_leaves_no_count_below_nothing() -> None
             pump.run_pending()
         if child == [0]:
             stats = client.stats
-            os._exit(stats.receive_queue_messages != 0 or stats.receive_queue_bytes != 0)
+            counted = (stats.receive_queue_messages, stats.receive_queue_bytes)
+            os._exit(int(counted != (0, 0) or len(got) != 1))
         assert os.waitpid(child[0], 0)[1] == 0
         assert client.disconnect()
     pump.close()

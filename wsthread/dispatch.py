@@ -232,8 +232,8 @@ class PumpDispatcher(Dispatcher):
             if self._closed:
                 raise RuntimeError("the dispatcher is closed")
             self._jobs.append(job)
-        ring(self._bells)
-        self._waker.wake()
+            ring(self._bells)
+            self._waker.wake()
 
     def pumped_here(self) -> bool:
         return self._thread == threading.get_ident()
@@ -254,25 +254,26 @@ class PumpDispatcher(Dispatcher):
         self._thread = threading.get_ident()
         taken: List[Job] = []
         try:
-            self._waker.drain()
-            count = len(self._jobs)
-            for done in range(count):
-                with self._lock:
-                    if not self._jobs:
-                        return done
-                    move(self._jobs, 1, taken)
-                taken[0]()
-                taken.clear()
-            return count
+            return self._run_jobs(taken)
         except BaseException:  # Ctrl-C, in a callback or before one: the others still wait
-            self._put_back(taken)
+            with self._lock:
+                self._jobs.extendleft(taken)  # it may not have begun; one too many is none
+                if not self._closed:
+                    self._waker.wake()
             raise
 
-    def _put_back(self, taken: List[Job]) -> None:
-        """Put back a job that may not have begun. One too many is none."""
-        with self._lock:
-            self._jobs.extendleft(taken)
-        self._waker.wake()
+    def _run_jobs(self, taken: List[Job]) -> int:
+        """Run the jobs that wait; each is in `taken` while it runs."""
+        self._waker.drain()
+        count = len(self._jobs)
+        for done in range(count):
+            with self._lock:
+                if not self._jobs:
+                    return done
+                move(self._jobs, 1, taken)
+            taken[0]()
+            taken.clear()
+        return count
 
     def run_forever(self) -> None:
         """Run callbacks as they come until `stop()` is called on any thread."""
@@ -299,7 +300,7 @@ class PumpDispatcher(Dispatcher):
         with self._lock:
             self._closed = True
             self._jobs.clear()
-        self._waker.close()
+            self._waker.close()
 
 
 class PostDispatcher(Dispatcher):

@@ -346,17 +346,8 @@ class Mailbox:
                 self._scheduled = False  # the end of the turn gives out another
             return False
         outer, more = _here.mailbox, False
-        item: Optional[Item] = None
         try:
-            item = self._begin(token, me)
-            if item is not None:
-                _here.mailbox = self
-                self.dispatcher.entered()
-                turns = _TURN
-                while item is not None:
-                    turns -= 1
-                    self._run_item(item)
-                    item = self._settle(item, me, turns)
+            if self._turn(token, me):
                 more = bool(self._items)
         except BaseException:  # Ctrl-C
             if token:
@@ -366,11 +357,32 @@ class Mailbox:
             _here.mailbox = outer
             if self._running == me:
                 self._break_off(me)
-            # Who puts something in from now on sees to it himself.
             if self._items and not (self._scheduled or self._running or self.dispatcher.inline):
-                self.schedule()
-            del self, outer, item
+                self._hand_on()
+            del self, outer
         return more
+
+    def _turn(self, token: bool, me: int) -> bool:
+        """Run a turn; False where there is nothing to do.
+
+        Apart from `run`, because the jump back of a loop, where CPython looks for signals, is in
+        no `try` of its own function in 3.13.
+        """
+        item: Optional[Item] = None
+        try:
+            item = self._begin(token, me)
+            if item is None:
+                return False
+            _here.mailbox = self
+            self.dispatcher.entered()
+            turns = _TURN
+            while item is not None:
+                turns -= 1
+                self._run_item(item)
+                item = self._settle(item, me, turns)
+            return True
+        finally:
+            del self, item
 
     def _begin(self, token: bool, me: int) -> Optional[Item]:
         """Begin a turn on this thread; return the first item, None where there is nothing to do."""
@@ -418,6 +430,17 @@ class Mailbox:
         except BaseException:  # once more, while it waited for the lock
             if self._running == me:
                 self._running = None
+            raise
+
+    def _hand_on(self) -> None:
+        """Have what waits run, where nobody is going to."""
+        try:
+            with self._lock:
+                needed = bool(self._items) and self._needs_token()
+            if needed:
+                self.schedule()
+        except BaseException:  # Ctrl-C: one token too many is none
+            self._scheduled = False
             raise
 
     def _feed(self, starved: Waker) -> None:
@@ -635,7 +658,9 @@ class Mailbox:
         """In a forked child: nothing waits, and nobody runs. Takes no lock."""
         self._lock = threading.Lock()
         self._items.clear()
-        self._left = None
+        if self._left is not None:  # the callback that has forked is not followed by another
+            deque(self._left, maxlen=0)
+            self._left = None
         self.messages = self.bytes = 0
         self._scheduled, self._running = False, None
         self.inline = self.inline_thread = self._starved = None
@@ -667,7 +692,6 @@ class Mailbox:
 
     def schedule(self) -> None:
         """Have the dispatcher run what waits, after `append` asked for it."""
-        self._scheduled = True  # before a token is on its way; one too many is none
         try:
             token = self._token
             if token is None:  # one is good for any number of turns
