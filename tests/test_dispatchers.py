@@ -29,6 +29,7 @@ from tests.support import (
     peer,
 )
 from wsthread.dispatch import JoinableThread
+from wsthread.mailbox import Mailbox
 from wsthread.testing import RecordingDelegate
 
 KINDS = ["default", "shared", "inline", "executor", "pump", "post"]
@@ -987,3 +988,61 @@ def test_messages_that_wait_when_the_delegate_goes_are_counted(url: str) -> None
         time.sleep(0.005)
     assert client.stats.messages_dropped == 9
     assert client.disconnect()
+
+
+def test_promise_01_an_end_that_the_reader_settles_starts_no_thread_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread of callbacks looks for more just while the reader has the end in its hands."""
+    reader_is_in, worker_looks, over = threading.Event(), threading.Event(), threading.Event()
+    settle, count, hand_on = Mailbox._settle, Mailbox._count, Mailbox._hand_on
+    schedule = Mailbox.schedule
+
+    def settles(box: Mailbox, item: Any, me: int, turns: int) -> Any:
+        following = settle(box, item, me, turns)
+        if item[0] == "messages" and following is None:
+            worker.append(threading.current_thread())
+            assert reader_is_in.wait(SOON)
+        return following
+
+    def counts(box: Mailbox, item: Any, sign: int) -> None:
+        count(box, item, sign)
+        if item[0] == "end":
+            reader_is_in.set()
+            assert worker_looks.wait(SOON)
+
+    def hands_on(box: Mailbox) -> None:
+        worker_looks.set()
+        hand_on(box)
+
+    def schedules(box: Mailbox) -> None:
+        if threading.current_thread() in worker:  # as late as can be
+            over.wait(SOON)
+        schedule(box)
+
+    worker: List[threading.Thread] = []
+    monkeypatch.setattr(Mailbox, "_settle", settles)
+    monkeypatch.setattr(Mailbox, "_count", counts)
+    monkeypatch.setattr(Mailbox, "_hand_on", hands_on)
+    monkeypatch.setattr(Mailbox, "schedule", schedules)
+
+    def script(connection: RawConnection) -> None:
+        connection.upgrade()
+        connection.sock.sendall(frame(1, b"message"))
+        connection.answer_close()
+
+    class Listens:
+        def on_message(self, client: Any, message: Any) -> None:
+            pass
+
+    with RawServer(script) as server:
+        client = wsthread.WebSocketClient(server.url, Listens(), reconnect=False)
+        client.connect()
+        deadline = time.monotonic() + SOON
+        while not worker and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert client.disconnect()
+        over.set()
+        worker[0].join(SOON)
+        dispatcher: Any = client.mailbox.dispatcher
+        assert dispatcher._worker is None and worker_looks.is_set()
