@@ -16,10 +16,9 @@ import select
 import socket
 import ssl
 import threading
-from collections import deque
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Callable, Deque, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 from .messages import (
     BINARY,
@@ -241,14 +240,15 @@ class Bare(Raw):
 
     It masks what it sends, with a key of its own for each frame, under a lock that keeps the
     frames of several threads apart. Of what it receives it reads the headers, makes an object of
-    each message and calls a function with it. Round trips go through two threads, as with
-    callbacks on a thread of their own; a connection has a thread that is started and joined.
+    each message and calls a function with it. What is received goes from the thread that reads to
+    another, as with callbacks on a thread of their own; a connection has a thread that is started
+    and joined.
     """
 
+    queued = True  # what one read brings is handed over to another thread
     # What `floor` varies:
     most = RAW_BUFFER  # bytes that are read at a time
     waits = False  # for bytes, with a poll object
-    queued = False  # what one read brings is handed over as a whole before it is looked at
 
     def __init__(self) -> None:
         self._keys: List[bytes] = []
@@ -311,9 +311,8 @@ class Bare(Raw):
         total, have = stream_size(kind, size, count), 0
         buffer = memoryview(bytearray(b"\1" * max(self.most, frame_size(size, False))))
         expected, last = checker.next, None
-        waits, queued = self.waits, self.queued
-        lock, watched = threading.Lock(), select.poll()
-        batches: Deque[List[Any]] = deque()
+        waits, queued, watched = self.waits, self.queued, select.poll()
+        batches: queue.SimpleQueue[Optional[List[Any]]] = queue.SimpleQueue()
 
         def on_message(message: Any) -> None:
             nonlocal last
@@ -321,6 +320,13 @@ class Bare(Raw):
             if message[-STAMP:] != expected():
                 last = message
 
+        def run() -> None:
+            for batch in iter(batches.get, None):
+                for message in batch:
+                    on_message(message)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
         with self.open(server, server.url("receive", kind, size, count, tls=tls)) as peer:
             recv_into = peer.sock.recv_into
             watched.register(peer.sock, select.POLLIN)
@@ -355,13 +361,10 @@ class Bare(Raw):
                         on_message(message)
                 have -= at
                 buffer[:have] = buffer[at : at + have]
-                if queued:
-                    with lock:
-                        batches.append(messages)
-                    with lock:
-                        messages = batches.popleft()
-                    for message in messages:
-                        on_message(message)
+                if messages:
+                    batches.put(messages)
+            batches.put(None)
+            thread.join(TIMEOUT)
             taken = perf_counter() - started
         checker.finish(last)
         return taken
@@ -404,6 +407,8 @@ class Bare(Raw):
 
 class BareInline(Bare):
     """The same where the thread that reads answers as well."""
+
+    queued = False
 
     def echo(self, server: Server, size: int, count: int) -> float:
         messages = list(stream(TEXT, size, count))

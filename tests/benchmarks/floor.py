@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from tests.conformance.table import render
 
-from .clients import Bare
+from .clients import Bare, BareInline
 from .measure import serving
 from .messages import BINARY, TEXT
 from .workers import CONTENDERS, Contender, Worker, worker
@@ -23,12 +23,12 @@ from .workers import CONTENDERS, Contender, Worker, worker
 KIB = 1 << 10
 
 
-class Waiting(Bare):
+class Waiting(BareInline):
     waits = True
 
 
 class Queued(Waiting):
-    queued = True
+    queued = Bare.queued
 
 
 class Large(Queued):
@@ -87,11 +87,11 @@ MEASURED: Dict[str, Tuple[str, Dict[str, Any], Tuple[Contender, ...]]] = {
         {"kind": BINARY, "size": 16 * KIB, "count": 16_384},
         (
             known("raw"),
-            known("bare", "headers, an object of each message, a call with it: bare Python"),
+            known("bare inline", "headers, an object of each message, a call: bare Python, inline"),
             step("waits with poll: another thread can end it", "Waiting"),
-            step("what one read brings goes through a queue with a lock", "Queued"),
-            step("reads 1 MiB at a time instead of 256 KiB", "Large"),
             known("inline"),
+            step("hands what one read brings to another thread", "Queued"),
+            step("reads 1 MiB at a time instead of 256 KiB", "Large"),
             known("wsthread"),
         ),
     ),

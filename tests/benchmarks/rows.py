@@ -74,7 +74,7 @@ def receive_rows() -> List[Row]:
         for kind, kind_name in KINDS.items():
             who = ALL
             if size > 64:  # short frames alone would be all its work
-                who = (*ALL, "bare")
+                who = (*ALL, "bare", "bare inline")
             elif kind == TEXT:
                 who = (*ALL, "app")
             targets: Tuple[Target, ...] = ()
@@ -155,7 +155,7 @@ def many_rows() -> List[Row]:
 def other_rows() -> List[Row]:
     tls = tuple(name for name in ALL if name != "websocket-rs")  # it takes no certificates
     short = runs(tls, "receive", 200_000, kind=TEXT, size=64, tls=True)
-    long = runs((*tls, "bare"), "receive", 96, kind=TEXT, size=MIB, tls=True)
+    long = runs((*tls, "bare", "bare inline"), "receive", 96, kind=TEXT, size=MIB, tls=True)
     return [
         Row(
             "round trips",
